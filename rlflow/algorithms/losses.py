@@ -1,0 +1,125 @@
+"""Token losses. Every function works on the trained tokens of a micro-batch, laid out flat."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+LOG_RATIO_LIMIT = 20.0
+"""Log-ratios are clamped to this before exponentiation (ms-swift, TRL)."""
+
+
+@dataclass(frozen=True, slots=True)
+class LossInputs:
+    """What a token loss may depend on; every tensor is float32 of shape [N], N trained tokens."""
+
+    logprobs_N: Tensor
+    """Under the model being trained, with gradient, in nats."""
+    entropy_N: Tensor
+    """Of the model being trained, without gradient."""
+    correct_N: Tensor
+    """bool [N]: whether the token is the model's likeliest one."""
+    counts: tuple[int, ...]
+    """Trained tokens of each sequence; they lie one after the other."""
+    weights_N: Tensor
+    """Weight of each token in the loss: the loss is the sum of weight x token loss over all ranks and micro-batches."""
+    advantages_N: Tensor
+    """Advantage of each token's sequence (0 in SFT)."""
+    old_logprobs_N: Tensor | None = None
+    """Under the model that the step started from; None: the current model is that model (on-policy)."""
+    reference_logprobs_N: Tensor | None = None
+    """Under the reference model."""
+    sampler_logprobs_N: Tensor | None = None
+    """As reported by the sampler; NaN where not known."""
+
+
+Means = dict[str, tuple[Tensor, Tensor]]
+"""Metric name -> (numerator, denominator), both scalars; summed over ranks and micro-batches before the division."""
+
+
+def token_mean(values_N: Tensor, mask_N: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """A mean over tokens as (numerator, denominator)."""
+    if mask_N is None:
+        return values_N.detach().sum(), values_N.new_tensor(float(values_N.numel()))
+    return torch.where(mask_N, values_N.detach(), 0.0).sum(), mask_N.sum().to(values_N.dtype)
+
+
+def cross_entropy_loss(inputs: LossInputs) -> tuple[Tensor, Means]:
+    """Negative log-likelihood of each token."""
+    means: Means = {
+        "entropy_mean": token_mean(inputs.entropy_N),
+        "token_accuracy": token_mean(inputs.correct_N.float()),
+    }
+    return -inputs.logprobs_N, means
+
+
+def held_out_loss(inputs: LossInputs) -> tuple[Tensor, Means]:
+    """Negative log-likelihood, and how likely whole answers are.
+
+    `accuracy` is the mean over sequences of exp(sum of log-probabilities): the probability that sampling at temperature 1 gives
+    exactly the row's answer, so it is the expected accuracy of sampling.
+    """
+    losses_N, means = cross_entropy_loss(inputs)
+    sequences = [part.sum().exp() for part in inputs.logprobs_N.split(inputs.counts) if len(part)]
+    return losses_N, {**means, "accuracy": token_mean(torch.stack(sequences))}
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyLoss:
+    """The clipped policy-gradient loss of PPO and GRPO, with KL penalty and sampler correction."""
+
+    clip_low: float
+    clip_high: float
+    kl_coefficient: float
+    correction: Literal["none", "truncate", "mask"]
+    correction_cap: float
+
+    def __call__(self, inputs: LossInputs) -> tuple[Tensor, Means]:
+        """Token losses [N] and metrics.
+
+        L = w * (-min(r A, clip(r, clip_low, clip_high) A) + kl_coefficient * k3), with r the ratio to the old policy (Schulman et
+        al. 2017, eq. 7) and w the sampler correction; w scales the KL term too (ms-swift).
+        """
+        old_N = inputs.logprobs_N.detach() if inputs.old_logprobs_N is None else inputs.old_logprobs_N
+        ratio_N = torch.exp((inputs.logprobs_N - old_N).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT))
+        clipped_N = ratio_N.clamp(self.clip_low, self.clip_high)
+        losses_N = -torch.minimum(ratio_N * inputs.advantages_N, clipped_N * inputs.advantages_N)
+        means: Means = {
+            "entropy_mean": token_mean(inputs.entropy_N),
+            "ratio_clipped_fraction": token_mean(self._is_clipped(ratio_N, inputs.advantages_N).float()),
+        }
+        if inputs.reference_logprobs_N is not None:
+            kl_N = kl_k3(inputs.logprobs_N, inputs.reference_logprobs_N)
+            losses_N = losses_N + self.kl_coefficient * kl_N
+            means["kl_mean"] = token_mean(kl_N)
+        if inputs.sampler_logprobs_N is not None:
+            means["sampler_logprob_abs_diff_mean"] = _mismatch(old_N, inputs.sampler_logprobs_N)
+            if self.correction != "none":
+                weights_N = sampler_weights(old_N, inputs.sampler_logprobs_N, self.correction, self.correction_cap)
+                losses_N = losses_N * weights_N
+                means["sampler_weight_mean"] = token_mean(weights_N)
+        return losses_N, means
+
+    def _is_clipped(self, ratio_N: Tensor, advantages_N: Tensor) -> Tensor:
+        return ((ratio_N > self.clip_high) & (advantages_N > 0)) | ((ratio_N < self.clip_low) & (advantages_N < 0))
+
+
+def kl_k3(logprobs_N: Tensor, reference_logprobs_N: Tensor) -> Tensor:
+    """The k3 estimate of KL(policy || reference) for each token: exp(d) - d - 1, d = reference - policy (Schulman 2020)."""
+    difference_N = (reference_logprobs_N - logprobs_N).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+    return (torch.exp(difference_N) - difference_N - 1).clamp(-10.0, 10.0)
+
+
+def sampler_weights(
+    old_logprobs_N: Tensor, sampler_logprobs_N: Tensor, mode: Literal["truncate", "mask"], cap: float
+) -> Tensor:
+    """Importance weights w = exp(old - sampler): min(w, cap), or w where w <= cap and 0 elsewhere. Without gradient."""
+    difference_N = (old_logprobs_N - sampler_logprobs_N).detach().clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+    weights_N = torch.exp(difference_N)
+    return weights_N.clamp(max=cap) if mode == "truncate" else torch.where(weights_N <= cap, weights_N, 0.0)
+
+
+def _mismatch(logprobs_N: Tensor, sampler_logprobs_N: Tensor) -> tuple[Tensor, Tensor]:
+    known_N = ~sampler_logprobs_N.isnan()
+    return token_mean((logprobs_N - sampler_logprobs_N).abs(), known_N)

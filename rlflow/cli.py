@@ -1,0 +1,207 @@
+"""The `rlflow` command. A verb is a few lines that import what it needs and call the library.
+
+Exit codes: 0 done, 1 a job or the cluster failed, 2 a mistake of the user (one line each, no traceback),
+130 interrupted.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rlflow.errors import RlflowError, UserError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from rlflow.client import JobInfo
+
+app = typer.Typer(
+    help="Post-training with vLLM rollouts, reward workers and DeepSpeed learners, orchestrated by Ray.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+SpecsAndOverrides = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="SPEC… [KEY=VALUE…]",
+        show_default=False,
+        help="Spec files, and values that replace those of every spec given, such as run.seed=1.",
+    ),
+]
+JobId = Annotated[str, typer.Argument(metavar="ID", show_default=False, help="The id that submit printed.")]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        show_default=False,
+        help="The cluster. Default: RAY_API_SERVER_ADDRESS, RAY_ADDRESS or http://127.0.0.1:8265.",
+    ),
+]
+
+
+@app.command()
+def run(arguments: SpecsAndOverrides) -> None:
+    """Run one or more specs in order, here; starts Ray if there is none."""
+    specs, overrides = split_arguments(arguments)
+    from rlflow.jobs.run import run_specs
+
+    raise typer.Exit(run_specs(specs, overrides))
+
+
+@app.command()
+def submit(
+    arguments: SpecsAndOverrides,
+    address: Address = None,
+    working_dir: Annotated[
+        Path, typer.Option(help="Sent to the cluster, less what .gitignore names; must hold the specs.")
+    ] = Path("."),
+    submission_id: Annotated[
+        str | None,
+        typer.Option("--id", metavar="ID", show_default=False, help="The job's id; default: random."),
+    ] = None,
+) -> None:
+    """Submit specs to a cluster as one job; prints the job's id."""
+    from rlflow import client
+
+    specs, overrides = split_arguments(arguments)
+    job_id = client.submit(
+        specs, address=address, working_dir=working_dir, overrides=overrides, submission_id=submission_id
+    )
+    print(job_id)
+
+
+@app.command()
+def status(job_id: JobId, address: Address = None) -> None:
+    """Show what became of a submitted job."""
+    from rlflow import client
+
+    job = client.status(job_id, address)
+    print(f"{job.id}: {job.status}")
+    for name, value in (("run", job.run), ("algorithm", job.algorithm), ("model", job.model)):
+        if value:
+            print(f"{name}: {value}")
+    if job.message:
+        print(job.message)
+
+
+@app.command()
+def logs(
+    job_id: JobId,
+    address: Address = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
+) -> None:
+    """Print the output of a submitted job."""
+    from rlflow import client
+
+    for piece in client.logs(job_id, address, follow):
+        print(piece, end="", flush=True)
+
+
+@app.command()
+def stop(job_id: JobId, address: Address = None) -> None:
+    """Stop a submitted job; submitting its spec again resumes from the last complete checkpoint."""
+    from rlflow import client
+
+    print(f"{job_id}: {'stopping' if client.stop(job_id, address) else 'had ended already'}")
+
+
+@app.command("list")
+def list_(address: Address = None) -> None:
+    """List the jobs submitted to a cluster, newest first."""
+    from rich.console import Console
+
+    from rlflow import client
+
+    Console().print(job_table(client.list_jobs(address), now=time.time()))
+
+
+@app.command()
+def plan(
+    arguments: SpecsAndOverrides,
+    assume_gpus: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NxGIB", show_default=False, help="Plan for GPUs that are not here, such as 8x80."
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Check a spec without training or download: resolved spec, placement, memory, every problem."""
+    from rich.console import Console
+
+    from rlflow.jobs.plan import plan as make_plan
+
+    specs, overrides = split_arguments(arguments)
+    if len(specs) != 1:
+        raise UserError(f"plan takes one spec, got {len(specs)}")
+    planned = make_plan(specs[0], overrides, assume_gpus)
+    if as_json:
+        print(json.dumps(planned.as_dict(), indent=2))
+    else:
+        Console().print(planned.render())
+    for problem in planned.problems:
+        print(problem, file=sys.stderr)
+    raise typer.Exit(2 if planned.problems else 0)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of specs, for editors."""
+    from rlflow.spec.jobs import job_schema
+
+    print(json.dumps(job_schema(), indent=2))
+
+
+def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Spec files and overrides: an override holds `=` and is no file that exists."""
+    overrides = [argument for argument in arguments if "=" in argument and not Path(argument).exists()]
+    specs = [argument for argument in arguments if argument not in overrides]
+    if not specs:
+        raise UserError("no spec file was given, only overrides")
+    return specs, overrides
+
+
+def job_table(jobs: list["JobInfo"], now: float) -> "Table":
+    """The table of `rlflow list`; `now` is in seconds since 1970."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("id", "run", "algorithm", "model", "status", "age")
+    for job in jobs:
+        cells = (job.id, job.run, job.algorithm, job.model, job.status, age(job.start_time, now))
+        table.add_row(*(Text(cell or "–", overflow="fold") for cell in cells))
+    return table
+
+
+def age(start_time: float | None, now: float) -> str | None:
+    """How long ago, in the largest unit that fits (`45 s`, `12 min`, `3 h`, `2 d`); None if not begun."""
+    if start_time is None:
+        return None
+    elapsed_s = max(0.0, now - start_time)
+    units = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
+    size, unit = next(((size, unit) for size, unit in units if elapsed_s >= size), (1, "s"))
+    return f"{int(elapsed_s // size)} {unit}"
+
+
+def main() -> None:
+    """The command's entry point: errors become lines on stderr and an exit code."""
+    try:
+        app(prog_name="rlflow")
+    except UserError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    except RlflowError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

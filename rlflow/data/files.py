@@ -1,0 +1,94 @@
+"""Local files as data sets, with errors that name the file and the row."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rlflow.errors import DataError
+from rlflow.spec.data import FILE_SUFFIXES
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+_BUILDERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
+
+
+def list_files(path: str, field: str) -> list[Path]:
+    """The file, or the data files of the directory, sorted; `field` names the spec field in errors."""
+    location = Path(path).expanduser()
+    if location.is_dir():
+        files = sorted(file for file in location.iterdir() if file.suffix in FILE_SUFFIXES)
+        if not files:
+            raise DataError(f"{field}: the directory {path} holds no {', '.join(FILE_SUFFIXES)} file")
+        return files
+    if not location.is_file():
+        raise DataError(f"{field}: there is no file {path} (looked for {location.absolute()})")
+    if location.suffix not in FILE_SUFFIXES:
+        raise DataError(f"{field}: {path} does not end in {', '.join(FILE_SUFFIXES)}")
+    return [location]
+
+
+def load_file(file: Path, cache_dir: Path) -> "Dataset":
+    """The rows of a file, memory-mapped from an Arrow copy under `cache_dir`.
+
+    Raises:
+        DataError: the file cannot be read; names the row where that is known.
+    """
+    import datasets
+    from datasets.exceptions import DatasetsError
+
+    builder = _BUILDERS[file.suffix]
+    # Empty cells stay empty strings instead of becoming NaN.
+    options: dict[str, Any] = {"keep_default_na": False} if builder == "csv" else {}
+    if not file.stat().st_size:
+        raise DataError(f"{file}: the file is empty")
+    try:
+        with quiet_datasets():
+            return datasets.load_dataset(
+                builder, data_files=[str(file)], split="train", cache_dir=str(cache_dir), **options
+            )
+    except (DatasetsError, ValueError, OSError, StopIteration) as error:
+        if builder == "json":
+            check_json(file)
+        raise DataError(f"{file}: cannot be read as {builder}: {error.__cause__ or error}") from None
+
+
+def check_json(file: Path) -> None:
+    """Raise the `DataError` of the first row that is no JSON object, if there is one."""
+    text = file.read_text(encoding="utf-8", errors="replace")
+    if text.lstrip().startswith("[") and file.suffix == ".json":
+        rows = _parse(text, str(file))
+        origins = [f"{file}, row {number}" for number in range(1, len(rows) + 1)]
+    else:
+        lines = [line for line in text.split("\n") if line.strip()]
+        origins = [f"{file}, row {number}" for number in range(1, len(lines) + 1)]
+        rows = (_parse(line, origin) for line, origin in zip(lines, origins, strict=True))
+    for row, origin in zip(rows, origins, strict=True):
+        if not isinstance(row, dict):
+            raise DataError(f"{origin}: is {type(row).__name__}, expected a JSON object")
+
+
+@contextmanager
+def quiet_datasets() -> Iterator[None]:
+    """No progress bars and no log lines of `datasets`; its errors are raised, so nothing is lost."""
+    import datasets
+    from datasets.utils import logging
+
+    verbosity, bars_off = logging.get_verbosity(), datasets.are_progress_bars_disabled()
+    logging.set_verbosity(logging.CRITICAL)
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if not bars_off:
+            datasets.enable_progress_bars()
+
+
+def _parse(text: str, origin: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise DataError(f"{origin}: not valid JSON: {error}") from None

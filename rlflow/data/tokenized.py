@@ -1,0 +1,229 @@
+"""Tokenised data sets: prompts for rollouts, and conversations with loss weights for SFT."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from rlflow.data.arrow_file import fingerprint, map_arrow, write_arrow
+from rlflow.data.chat import prompt_messages, render
+from rlflow.data.loss_weights import base_weight, weigh_text, weigh_tokens
+from rlflow.data.messages import Message
+from rlflow.data.rows import Rows
+from rlflow.data.turns import probe_frame
+from rlflow.errors import DataError
+from rlflow.spec.data import DataSpec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_BATCH_ROWS = 1000
+_PROMPT_SCHEMA = pa.schema({"row": pa.int64(), "prompt_ids": pa.list_(pa.int32()), "text": pa.string()})
+_CONVERSATION_SCHEMA = pa.schema(
+    {"origin": pa.string(), "input_ids": pa.list_(pa.int32()), "loss_weights": pa.list_(pa.float32())}
+)
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A prompt, ready for a rollout; `columns` are what its row holds besides messages, for rewards."""
+
+    prompt_id: int
+    prompt_ids: list[int]
+    text: str
+    messages: list[Message]
+    columns: dict[str, Any]
+    origin: str
+
+
+class PromptSet(Sequence[Prompt]):
+    """Prompts of rows, tokenised in a file. `prompt_id` is the index in this set."""
+
+    def __init__(self, path: Path, rows: Rows, spec: DataSpec) -> None:
+        self.path = path
+        self.rows = rows
+        self._spec = spec
+        self._table, source_rows = map_arrow(path)
+        self.num_dropped = source_rows - len(self)
+
+    def __len__(self) -> int:
+        return self._table.num_rows
+
+    def __getitem__(self, index: int) -> Prompt:  # pyright: ignore[reportIncompatibleMethodOverride]
+        row = self.rows[self._table["row"][index].as_py()]
+        return Prompt(
+            prompt_id=index,
+            prompt_ids=self._table["prompt_ids"][index].as_py(),
+            text=self._table["text"][index].as_py(),
+            messages=prompt_messages(row.messages, self._spec),
+            columns=row.columns,
+            origin=row.origin,
+        )
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of every prompt."""
+        return pc.call_function("list_value_length", [self._table["prompt_ids"]]).to_pylist()
+
+
+class ConversationSet:
+    """Training conversations in a file; its path is enough to open it, so ranks are sent row indices."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._table, source_rows = map_arrow(self.path)
+        self.num_dropped = source_rows - len(self)
+
+    @classmethod
+    def open(cls, path: str | Path) -> "ConversationSet":
+        """The set in the file at `path`, memory-mapped."""
+        return cls(path)
+
+    def __len__(self) -> int:
+        return self._table.num_rows
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids, int32 [T], and loss weights, float32 [T], without copying; read-only.
+
+        A weight belongs to the token as a target.
+        """
+        ids, weights = self._table["input_ids"][index], self._table["loss_weights"][index]
+        return ids.values.to_numpy(), weights.values.to_numpy()
+
+    def origin(self, index: int) -> str:
+        """Where a conversation came from: `file.jsonl, row 17`."""
+        return self._table["origin"][index].as_py()
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of every conversation."""
+        return pc.call_function("list_value_length", [self._table["input_ids"]]).to_pylist()
+
+
+def tokenize_prompts(
+    rows: Rows, tokenizer: "PreTrainedTokenizerBase", spec: DataSpec, cache_dir: str | Path
+) -> PromptSet:
+    """The prompts of all rows, in a file under `cache_dir`, reused for the same rows, tokenizer and settings.
+
+    Raises:
+        DataError: a row is malformed, or longer than `data.max_prompt_tokens` (unless dropped).
+    """
+    settings = spec.model_dump(include={"chat_template_kwargs", "system", "max_prompt_tokens", "overlong"})
+    path = Path(cache_dir) / f"prompts-{fingerprint(rows.fingerprint(), tokenizer, settings)}.arrow"
+    if not path.exists():
+        write_arrow(path, _PROMPT_SCHEMA, _tokenize_prompts(rows, tokenizer, spec), len(rows))
+    prompts = PromptSet(path, rows, spec)
+    _report_dropped(prompts, "max_prompt_tokens", spec.max_prompt_tokens)
+    return prompts
+
+
+def tokenize_conversations(
+    rows: Rows, tokenizer: "PreTrainedTokenizerBase", spec: DataSpec, cache_dir: str | Path
+) -> ConversationSet:
+    """The training conversations of all rows, in a file under `cache_dir`, reused like that of prompts.
+
+    Raises:
+        DataError: a row is malformed, trains nothing, or is longer than `data.max_tokens` (unless dropped).
+    """
+    settings = spec.model_dump(
+        include={"chat_template_kwargs", "system", "max_tokens", "overlong", "loss", "ignore_empty_think"}
+    )
+    path = Path(cache_dir) / f"conversations-{fingerprint(rows.fingerprint(), tokenizer, settings)}.arrow"
+    if not path.exists():
+        write_arrow(path, _CONVERSATION_SCHEMA, _tokenize_conversations(rows, tokenizer, spec), len(rows))
+    conversations = ConversationSet(path)
+    _report_dropped(conversations, "max_tokens", spec.max_tokens)
+    return conversations
+
+
+def _tokenize_prompts(
+    rows: Rows, tokenizer: "PreTrainedTokenizerBase", spec: DataSpec
+) -> Iterator[pa.RecordBatch]:
+    for indices, batch in _read_batches(rows):
+        texts: list[str] = []
+        for index, messages in zip(indices, batch, strict=True):
+            try:
+                texts.append(render(tokenizer, prompt_messages(messages, spec), spec, for_generation=True))
+            except DataError as error:
+                raise DataError(f"{rows.origin(index)}: {error}") from None
+        ids = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)[
+            "input_ids"
+        ]
+        kept = _fit(rows, indices, ids, "max_prompt_tokens", spec.max_prompt_tokens, spec.overlong)
+        yield pa.record_batch(
+            [
+                pa.array([indices[number] for number in kept], pa.int64()),
+                pa.array([ids[number] for number in kept], pa.list_(pa.int32())),
+                pa.array([texts[number] for number in kept], pa.string()),
+            ],
+            schema=_PROMPT_SCHEMA,
+        )
+
+
+def _tokenize_conversations(
+    rows: Rows, tokenizer: "PreTrainedTokenizerBase", spec: DataSpec
+) -> Iterator[pa.RecordBatch]:
+    frame = probe_frame(tokenizer, spec)
+    for indices, batch in _read_batches(rows):
+        weighed = []
+        for index, messages in zip(indices, batch, strict=True):
+            try:
+                weighed.append(weigh_text(tokenizer, messages, spec, frame))
+            except DataError as error:
+                raise DataError(f"{rows.origin(index)}: {error}") from None
+        encoded = tokenizer(
+            [text for text, _ in weighed],
+            add_special_tokens=False,
+            return_attention_mask=False,
+            return_offsets_mapping=True,
+            verbose=False,
+        )
+        ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
+        kept = _fit(rows, indices, ids, "max_tokens", spec.max_tokens, spec.overlong)
+        weights = [weigh_tokens(offsets[number], weighed[number][1], base_weight(spec)) for number in kept]
+        yield pa.record_batch(
+            [
+                pa.array([rows.origin(indices[number]) for number in kept], pa.string()),
+                pa.array([ids[number] for number in kept], pa.list_(pa.int32())),
+                pa.array(weights, pa.list_(pa.float32())),
+            ],
+            schema=_CONVERSATION_SCHEMA,
+        )
+
+
+def _read_batches(rows: Rows) -> Iterator[tuple[range, list[list[Message]]]]:
+    for start in range(0, len(rows), _BATCH_ROWS):
+        indices = range(start, min(start + _BATCH_ROWS, len(rows)))
+        yield indices, rows.read_messages(indices)
+
+
+def _fit(
+    rows: Rows, indices: Sequence[int], ids: Sequence[Sequence[int]], field: str, limit: int, overlong: str
+) -> list[int]:
+    """Positions in the batch of the sequences within the limit."""
+    kept = []
+    for number, sequence in enumerate(ids):
+        if len(sequence) <= limit:
+            kept.append(number)
+        elif overlong == "error":
+            raise DataError(
+                f"{rows.origin(indices[number])}: {len(sequence)} tokens, more than data.{field} ({limit}); "
+                f"raise it, or set data.overlong: drop"
+            )
+    return kept
+
+
+def _report_dropped(tokenised: PromptSet | ConversationSet, field: str, limit: int) -> None:
+    if not len(tokenised):
+        raise DataError(f"data.{field}: every row is longer than {limit} tokens, nothing is left; raise it")
+    if tokenised.num_dropped:
+        total = len(tokenised) + tokenised.num_dropped
+        _log.warning(
+            "dropped %d of %d rows longer than data.%s (%d)", tokenised.num_dropped, total, field, limit
+        )

@@ -1,0 +1,1 @@
+"""The DeepSpeed learner as a plain object: one instance a rank. deepspeed is imported only here."""

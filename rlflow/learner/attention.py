@@ -1,0 +1,112 @@
+"""Attention over packed rows: each sequence of a row attends to itself only, without a mask of T x T.
+
+Registered with transformers under the name `rlflow`. On CUDA it calls torch's variable-length attention; on CPU it runs
+scaled-dot-product attention once for each distinct sequence length. Padded rows need no mask either: rows are padded on the
+right, so causal attention never looks at padding.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from rlflow.errors import LearnerError
+
+NAME = "rlflow"
+
+
+@dataclass(frozen=True, slots=True)
+class Segments:
+    """Where the sequences of a packed row of T tokens lie."""
+
+    boundaries_S: Tensor
+    """int32 [S + 1]: starts of the S sequences, and T."""
+    longest: int
+    by_length: tuple[tuple[int, Tensor], ...]
+    """(length, positions int64 [n, length]) for each distinct length."""
+
+    @classmethod
+    def from_lengths(cls, lengths: Sequence[int], device: torch.device) -> "Segments":
+        """Sequences of these lengths, one after the other."""
+        starts = torch.tensor([0, *lengths]).cumsum(0)
+        groups: dict[int, list[int]] = {}
+        for start, length in zip(starts.tolist(), lengths, strict=False):
+            groups.setdefault(length, []).append(start)
+        by_length = tuple(
+            (length, (torch.tensor(begin)[:, None] + torch.arange(length)).to(device)) for length, begin in groups.items()
+        )
+        return cls(starts.to(device, torch.int32), max(lengths), by_length)
+
+
+def register() -> None:
+    """Make `attn_implementation="rlflow"` known to transformers."""
+    from transformers import AttentionInterface
+    from transformers.masking_utils import AttentionMaskInterface
+
+    AttentionInterface.register(NAME, segment_attention)
+    AttentionMaskInterface.register(NAME, _no_mask)
+
+
+def segment_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    rlflow_segments: Segments | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention inside each sequence; query [B, heads, T, D], key and value [B, key heads, T, D] -> [B, T, heads, D].
+
+    Raises `LearnerError` for a sliding window shorter than the row.
+    """
+    window = kwargs.get("sliding_window") or getattr(module, "sliding_window", None)
+    longest = rlflow_segments.longest if rlflow_segments else query.shape[2]
+    if window is not None and window < longest:
+        raise LearnerError(f"sliding-window attention ({window} tokens) is not supported for sequences of {longest} tokens")
+    if rlflow_segments is None:
+        output = scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=True)
+    elif query.is_cuda:
+        return _varlen(query, key, value, rlflow_segments, scaling), None
+    else:
+        output = _by_length(query, key, value, rlflow_segments, scaling)
+    return output.transpose(1, 2), None
+
+
+def _no_mask(*args: Any, **kwargs: Any) -> None:
+    return None
+
+
+def _varlen(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scaling: float | None) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
+    output = varlen_attn(
+        query,
+        key,
+        value,
+        segments.boundaries_S,
+        segments.boundaries_S,
+        segments.longest,
+        segments.longest,
+        scale=scaling,
+        window_size=(-1, 0),
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    return output[None]
+
+
+def _by_length(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scaling: float | None) -> Tensor:
+    outputs, positions = [], []
+    for _, positions_nL in segments.by_length:
+        q, k, v = (x[0][:, positions_nL].transpose(0, 1) for x in (query, key, value))
+        output = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=True)
+        outputs.append(output.transpose(0, 1).flatten(1, 2))
+        positions.append(positions_nL.flatten())
+    order = torch.argsort(torch.cat(positions))
+    return torch.cat(outputs, dim=1)[None, :, order]

@@ -1,0 +1,42 @@
+"""The DeepSpeed configuration of a learner."""
+
+from typing import Any
+
+from rlflow.spec.learner import LearnerSpec
+
+
+def deepspeed_config(spec: LearnerSpec, *, dtype: str, on_gpu: bool) -> dict[str, Any]:
+    """ZeRO with the accumulation of gradients in our hands: `step()` is called once, after all micro-batches.
+
+    `torch_adam` on CPU: DeepSpeed's own CPU Adam is compiled at first use. On a GPU FusedAdam is needed to offload states.
+    """
+    offload = {"offload_optimizer": {"device": "cpu", "pin_memory": on_gpu}} if spec.offload_optimizer else {}
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "managed_gradient_accumulation": False,
+        "gradient_clipping": spec.max_grad_norm,
+        "steps_per_print": 10**9,
+        "zero_allow_untested_optimizer": True,
+        "optimizer": {"type": "AdamW", "params": {**_adam(spec), "torch_adam": not on_gpu and not spec.offload_optimizer}},
+        "zero_optimization": {
+            "stage": spec.zero_stage,
+            # Unmanaged accumulation allows overlap with stage 2 only.
+            "overlap_comm": False,
+            "contiguous_gradients": True,
+            # Small parameters are partitioned too, so that the reference can be swapped in shard by shard.
+            "stage3_param_persistence_threshold": 0,
+            **offload,
+        },
+        **({"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}} if dtype == "bfloat16" else {}),
+    }
+
+
+def _adam(spec: LearnerSpec) -> dict[str, Any]:
+    optimizer = spec.optimizer
+    return {
+        "lr": optimizer.learning_rate,
+        "betas": list(optimizer.betas),
+        "eps": optimizer.epsilon,
+        "weight_decay": optimizer.weight_decay,
+    }

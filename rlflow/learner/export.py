@@ -1,0 +1,153 @@
+"""Whole weights out of a partitioned model: bucket by bucket for the rollout engines, and as a model directory."""
+
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rlflow.weights.buckets import Bucket, TensorDescription, plan_buckets
+from rlflow.weights.buffers import BufferHandle, SendBuffer, allocate, slot_view
+
+BUCKET_BYTES = 512 * 2**20
+"""Size of a bucket; a larger tensor makes a larger one."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Export:
+    """A parameter under its checkpoint name, with the adapter to merge into it."""
+
+    parameter: nn.Parameter
+    adapter: tuple[nn.Parameter, nn.Parameter, float] | None
+
+    @property
+    def parts(self) -> list[nn.Parameter]:
+        return [self.parameter] if self.adapter is None else [self.parameter, *self.adapter[:2]]
+
+    def write(self, out: Tensor) -> None:
+        """Copy the gathered parameter, adapters merged in float32."""
+        if self.adapter is None:
+            out.copy_(self.parameter)
+            return
+        down, up, scale = self.adapter
+        out.copy_(self.parameter.float().addmm_(up.float(), down.float(), alpha=scale))
+
+
+class WeightExporter:
+    """Exports the weights of a transformers model (adapters merged), whole or partitioned by ZeRO-3.
+
+    Every method that gathers is collective: all ranks call it in the same order.
+    """
+
+    def __init__(self, model: Any, bucket_bytes: int = BUCKET_BYTES) -> None:
+        self._causal_lm = model.get_base_model() if hasattr(model, "peft_config") else model
+        self._model = model
+        self._exports = dict(_named_exports(self._causal_lm))
+        self.buckets: tuple[Bucket, ...] = plan_buckets(
+            [_describe(name, export.parameter) for name, export in self._exports.items()], bucket_bytes
+        )
+        self._buffer: SendBuffer | None = None
+
+    def write_bucket(self, index: int) -> BufferHandle:
+        """Gather bucket `index` into the send buffer; it must have been read before the next call."""
+        if self._buffer is None:
+            self._buffer = allocate(max(bucket.num_bytes for bucket in self.buckets))
+        self._gather_into(self.buckets[index], self._buffer.bytes_B)
+        return self._buffer.handle()
+
+    def release(self) -> None:
+        """Free the send buffer."""
+        if self._buffer is not None:
+            self._buffer.close()
+            self._buffer = None
+
+    def save(self, directory: Path, tokenizer: Any, *, is_writer: bool) -> None:
+        """Write a transformers model directory with adapters merged; the adapters alone go to `directory`/../adapter."""
+        state: dict[str, Tensor] = {}
+        for bucket in self.buckets:
+            scratch = torch.empty(bucket.num_bytes, dtype=torch.uint8, device=self._device())
+            self._gather_into(bucket, scratch)
+            if is_writer:
+                host = scratch.cpu()
+                state.update({s.name: slot_view(host, s.offset, s.num_bytes, s.dtype, s.shape) for s in bucket.slots})
+        if is_writer:
+            directory.mkdir(parents=True, exist_ok=True)
+            _save_pretrained(self._causal_lm, state, directory)
+            tokenizer.save_pretrained(directory)
+        if self._model is not self._causal_lm:
+            self._save_adapter(directory.parent / "adapter", is_writer=is_writer)
+
+    def _gather_into(self, bucket: Bucket, memory: Tensor) -> None:
+        exports = [self._exports[slot.name] for slot in bucket.slots]
+        with torch.no_grad(), gathered([part for export in exports for part in export.parts]):
+            for slot, export in zip(bucket.slots, exports, strict=True):
+                export.write(slot_view(memory, slot.offset, slot.num_bytes, slot.dtype, slot.shape))
+
+    def _save_adapter(self, directory: Path, *, is_writer: bool) -> None:
+        from peft import get_peft_model_state_dict
+
+        named = {name: p for name, p in self._model.named_parameters() if "lora_" in name}
+        with gathered(list(named.values())):
+            if is_writer:
+                state = get_peft_model_state_dict(self._model, {n: p.detach().cpu().clone() for n, p in named.items()})
+                shutil.rmtree(directory, ignore_errors=True)
+                _write_adapter(self._model, state, directory)
+
+    def _device(self) -> torch.device:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@contextmanager
+def gathered(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Inside, the parameters are whole on every rank, for reading. Collective under ZeRO-3, free otherwise."""
+    if not any(hasattr(parameter, "ds_id") for parameter in parameters):
+        yield
+        return
+    from deepspeed.zero import GatheredParameters
+
+    with GatheredParameters(list(parameters)):
+        yield
+
+
+def _named_exports(causal_lm: nn.Module) -> Iterator[tuple[str, _Export]]:
+    """Parameters by checkpoint name, in the order of the modules; tied ones once."""
+    adapters = {
+        name: module for name, module in causal_lm.named_modules() if hasattr(module, "lora_A") and hasattr(module, "base_layer")
+    }
+    for name, parameter in causal_lm.named_parameters():
+        if ".lora_" in name:
+            continue
+        owner, _, leaf = name.rpartition(".")
+        layer = owner.removesuffix(".base_layer")
+        adapter = _adapter_of(adapters[layer]) if layer in adapters and leaf == "weight" else None
+        yield f"{layer}.{leaf}", _Export(parameter, adapter)
+
+
+def _adapter_of(layer: Any) -> tuple[nn.Parameter, nn.Parameter, float]:
+    return layer.lora_A["default"].weight, layer.lora_B["default"].weight, float(layer.scaling["default"])
+
+
+def _describe(name: str, parameter: nn.Parameter) -> TensorDescription:
+    shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
+    return TensorDescription(name, str(parameter.dtype).removeprefix("torch."), shape, parameter.element_size())
+
+
+def _save_pretrained(causal_lm: Any, state: dict[str, Tensor], directory: Path) -> None:
+    attention = causal_lm.config._attn_implementation
+    causal_lm.config._attn_implementation = None
+    try:
+        causal_lm.save_pretrained(directory, state_dict=state, is_main_process=True)
+    finally:
+        causal_lm.config._attn_implementation = attention
+
+
+def _write_adapter(model: Any, state: dict[str, Tensor], directory: Path) -> None:
+    from safetensors.torch import save_file
+
+    directory.mkdir(parents=True)
+    save_file(state, directory / "adapter_model.safetensors", metadata={"format": "pt"})
+    model.peft_config["default"].save_pretrained(directory)

@@ -1,0 +1,93 @@
+"""Loading and creating models."""
+
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rlflow.errors import LearnerError, SpecError
+from rlflow.learner.attention import NAME, register
+from rlflow.spec.model import LoraSpec, ModelSpec, RandomModelSpec
+
+
+def packaged_shapes() -> dict[str, Path]:
+    """Names of the shapes that come with rlflow, and their configuration files."""
+    folder = Path(str(resources.files("rlflow.learner") / "shapes"))
+    return {path.stem: path for path in sorted(folder.glob("*.json"))}
+
+
+def model_config(spec: RandomModelSpec) -> Any:
+    """The transformers configuration of a random model. Raises `SpecError` naming the field."""
+    from transformers import AutoConfig
+
+    fields = _config_fields(spec.config)
+    if "model_type" not in fields:
+        raise SpecError("model.random.config: model_type is missing")
+    try:
+        return AutoConfig.for_model(**fields)
+    except (ValueError, TypeError) as error:
+        raise SpecError(f"model.random.config: {error}") from None
+
+
+def _config_fields(config: str | dict[str, Any]) -> dict[str, Any]:
+    if isinstance(config, dict):
+        return dict(config)
+    shapes = packaged_shapes()
+    path = shapes.get(config, Path(config))
+    if not path.is_file():
+        raise SpecError(f"model.random.config: {config} is neither a file nor a packaged shape ({', '.join(shapes)})")
+    return json.loads(path.read_text())
+
+
+def create_random_model(spec: RandomModelSpec, dtype: str, tokenizer: Any, seed: int, directory: Path) -> None:
+    """Write a model with random weights, and its tokenizer, as a transformers model directory."""
+    from transformers import AutoModelForCausalLM
+
+    config = model_config(spec)
+    if spec.characters is not None:
+        config.vocab_size = len(tokenizer)
+    config.eos_token_id, config.pad_token_id, config.bos_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id, None
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+
+
+def load_causal_lm(path: str, spec: ModelSpec, *, gradient_checkpointing: bool) -> Any:
+    """A model for training, with adapters if the spec asks for them. Raises `LearnerError` if weights are missing.
+
+    Under ZeRO stage 3 an `HfDeepSpeedConfig` must be alive: weights are then partitioned while they are loaded.
+    """
+    from transformers import AutoModelForCausalLM
+
+    register()
+    model, info = AutoModelForCausalLM.from_pretrained(
+        path,
+        revision=spec.revision,
+        dtype=getattr(torch, spec.dtype),
+        attn_implementation=NAME,
+        trust_remote_code=spec.trust_remote_code,
+        output_loading_info=True,
+    )
+    missing = [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]
+    if missing:
+        raise LearnerError(f"{path}: {len(missing)} weights are missing or have another shape, the first is {missing[0]}")
+    if gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model if spec.lora is None else _add_adapters(model, spec.lora, gradient_checkpointing)
+
+
+def _add_adapters(model: Any, lora: LoraSpec, gradient_checkpointing: bool) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
+    config = LoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets, task_type="CAUSAL_LM"
+    )
+    if gradient_checkpointing:
+        model.enable_input_require_grads()
+    return get_peft_model(model, config)

@@ -1,0 +1,79 @@
+"""A causal language model whose output head returns log-probabilities instead of logits."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rlflow.algorithms.fused_logprobs import TokenScores, fused_logprobs
+from rlflow.errors import LearnerError
+from rlflow.learner.sequences import MicroBatchTensors
+
+_LOGIT_TRANSFORMS = ("final_logit_softcapping", "logits_scaling", "logit_scale")
+
+
+class LogprobHead(nn.Module):
+    """Takes the place of `lm_head` and owns its weight, so that ZeRO gathers it for this forward and its backward."""
+
+    def __init__(self, lm_head: nn.Linear) -> None:
+        super().__init__()
+        assert lm_head.bias is None, "an output head with bias is not supported"
+        self.weight = lm_head.weight
+
+    def forward(self, hidden_NH: Tensor, targets_N: Tensor, temperature: float) -> TokenScores:
+        """Score N targets from their hidden states."""
+        return fused_logprobs(hidden_NH, self.weight, targets_N, temperature)
+
+
+class PolicyModel(nn.Module):
+    """A transformers causal language model (with or without peft adapters), called with micro-batches."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+        self.causal_lm = [model.get_base_model() if hasattr(model, "peft_config") else model]  # a list: not a second submodule
+        _refuse_logit_transforms(self.causal_lm[0].config)
+        self.causal_lm[0].set_output_embeddings(LogprobHead(self.causal_lm[0].get_output_embeddings()))
+
+    def forward(self, batch: MicroBatchTensors, temperature: float) -> TokenScores:
+        """Score the batch's N trained tokens."""
+        causal_lm = self.causal_lm[0]
+        # use_cache=False and no attention mask: with either, transformers builds masks that ignore packing.
+        hidden_BTH = causal_lm.base_model(
+            input_ids=batch.input_ids_BT,
+            position_ids=batch.position_ids_BT,
+            use_cache=False,
+            rlflow_segments=batch.segments,
+        ).last_hidden_state
+        hidden_NH = hidden_BTH.flatten(0, 1)[batch.source_N]
+        return causal_lm.get_output_embeddings()(hidden_NH, batch.targets_N, temperature)
+
+
+def _refuse_logit_transforms(config: Any) -> None:
+    for name in _LOGIT_TRANSFORMS:
+        if getattr(config, name, None) not in (None, 0, 1.0):
+            raise LearnerError(f"models with {name} are not supported: their logits are not hidden states times the head")
+
+
+def trainable_parameters(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Optimiser groups: matrices decay, vectors (norms, biases) do not."""
+    decayed: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            shape = getattr(parameter, "ds_shape", parameter.shape)
+            (decayed if len(shape) > 1 else others).append(parameter)
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def count_parameters(model: nn.Module) -> int:
+    """All parameters, counted whole where ZeRO has partitioned them."""
+    return sum(int(getattr(p, "ds_numel", p.numel())) for p in model.parameters())
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Set every dropout to 0: log-probabilities of different passes must be comparable."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0

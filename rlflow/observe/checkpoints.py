@@ -1,0 +1,84 @@
+"""The folder of checkpoints: written beside, flushed, renamed, marked COMPLETE."""
+
+import re
+import shutil
+from pathlib import Path
+
+from rlflow.observe.durable import sync_directory, sync_tree, write_text
+
+COMPLETE = "COMPLETE"
+
+
+def step_name(step: int) -> str:
+    """`step-000010`: sorts by name up to a million steps."""
+    return f"step-{step:06d}"
+
+
+def step_of(name: str) -> int:
+    """The step of `step-000010`."""
+    match = re.fullmatch(r"step-(\d+)", name)
+    assert match, f"{name!r} names no step"
+    return int(match[1])
+
+
+class CheckpointFolder:
+    """`checkpoints/` of a run. A checkpoint exists once its COMPLETE file does; the rest is a crash's."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def begin(self, step: int) -> Path:
+        """An empty `.step-….partial` for every rank to write into."""
+        partial = self._partial(step)
+        if partial.exists():
+            shutil.rmtree(partial)
+        partial.mkdir(parents=True)
+        return partial
+
+    def commit(self, step: int) -> Path:
+        """Make the partial checkpoint the step's checkpoint.
+
+        Flushes the files as this machine sees them; ranks on other nodes flush their own beforehand.
+        """
+        final = self.path / step_name(step)
+        assert step not in self.complete(), f"{final} is complete already"
+        sync_tree(self._partial(step))
+        if final.exists():
+            shutil.rmtree(final)
+        self._partial(step).rename(final)
+        sync_directory(self.path)
+        write_text(final / COMPLETE, "")
+        return final
+
+    def complete(self) -> dict[int, Path]:
+        """Step -> folder of every complete checkpoint, in order of steps."""
+        found = {step_of(mark.parent.name): mark.parent for mark in self.path.glob(f"step-*/{COMPLETE}")}
+        return dict(sorted(found.items()))
+
+    def latest(self) -> tuple[int, Path] | None:
+        """The newest complete checkpoint."""
+        return max(self.complete().items(), default=None)
+
+    def rotate(self, keep: int, protect: set[int]) -> list[int]:
+        """Remove complete checkpoints that are neither among the `keep` newest nor protected."""
+        assert keep >= 1, "the newest checkpoint must stay"
+        removed = [step for step in list(self.complete())[:-keep] if step not in protect]
+        for step in removed:
+            self._remove(self.path / step_name(step))
+        return removed
+
+    def remove_partial(self) -> None:
+        """Remove what a crash left: partial checkpoints and those renamed but never marked."""
+        complete = set(self.complete().values())
+        for folder in [*self.path.glob(".step-*.partial"), *self.path.glob("step-*")]:
+            if folder not in complete:
+                shutil.rmtree(folder)
+
+    def _remove(self, folder: Path) -> None:
+        # The mark goes first: a removal cut short must not leave something that looks complete.
+        (folder / COMPLETE).unlink()
+        sync_directory(folder)
+        shutil.rmtree(folder)
+
+    def _partial(self, step: int) -> Path:
+        return self.path / f".{step_name(step)}.partial"

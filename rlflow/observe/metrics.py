@@ -1,0 +1,86 @@
+"""The catalogue of metric names: what may stand in a row of `metrics.jsonl`, and what each name means.
+
+The names are plain snake case, so that the same names, prefixed `rlflow_`, are legal in Prometheus.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from numbers import Integral, Real
+
+MetricRow = dict[str, int | float | None]
+
+METRICS: dict[str, str] = {
+    "step": "optimiser step, from 1",
+    "epoch": "passes over the training data, fractional",
+    "time": "end of the step, seconds since 1970 (UTC)",
+    "loss": "training loss, averaged over trained tokens",
+    "grad_norm": "global gradient norm before clipping",
+    "learning_rate": "learning rate of the step",
+    "reward_mean": "mean total reward over the samples of the step",
+    "reward_std": "standard deviation of the total reward over the samples of the step",
+    "reward_failed_fraction": "samples whose reward failed / samples",
+    "groups_zero_std_fraction": "groups whose rewards are all equal / groups",
+    "groups_dropped_fraction": "groups left out by dynamic sampling / groups sampled",
+    "completion_tokens_mean": "mean length of the completions, tokens",
+    "completion_clipped_fraction": "completions that reached the length limit / completions",
+    "entropy_mean": "mean entropy of the policy at the completion tokens, nats",
+    "kl_mean": "mean KL divergence of the policy from the reference per completion token, nats",
+    "ratio_clipped_fraction": "completion tokens whose probability ratio was clipped / completion tokens",
+    "sampler_logprob_abs_diff_mean": "mean |log-probability by sampler - by learner| of sampled tokens, nats",
+    "sampler_weight_mean": "mean importance weight that corrects sampler against learner",
+    "changed_weight_fraction": "elements of the weights that changed in the sampler's precision / elements",
+    "weight_version": "version of the weights that sampled this step's completions",
+    "token_accuracy": "trained tokens whose most probable prediction is the target / trained tokens",
+    "learn_tokens": "tokens that the learner processed in the step, padding not counted",
+    "tokens_per_second": "tokens of the step (prompts and completions) / step_seconds",
+    "step_seconds": "wall-clock time of the step, seconds",
+    "generate_seconds": "time in which completions were sampled, seconds",
+    "reward_seconds": "time in which the loop waited for rewards alone, seconds",
+    "learn_seconds": "time of the learner's passes and optimiser step, seconds",
+    "sync_seconds": "time in which weights moved from learner to sampler, seconds",
+    "wait_seconds": "time in which the loop waited for a resource or a restarted actor, seconds",
+    "checkpoint_seconds": "time in which a checkpoint was written, seconds",
+    "eval_seconds": "time of the evaluation that followed this step, seconds",
+    "idle_seconds": "time of the driver covered by no phase, seconds",
+    "eval_accuracy": "fraction of held-out prompts answered correctly",
+}
+"""Every fixed name and its meaning with unit."""
+
+PATTERNS: dict[str, str] = {
+    r"reward_[a-z0-9_]+_mean": "mean of one reward, unweighted, over the samples that have it",
+    r"eval_[a-z0-9_]+": "a figure of the held-out evaluation",
+    r"gpu_memory_gib_[a-z0-9_]+": "highest GPU memory in use during one phase, over the devices, GiB",
+}
+"""Families of names (full-match regular expressions) and their meaning."""
+
+
+def describe(name: str) -> str | None:
+    """One line about a metric; None for a name that is not in the catalogue."""
+    if name in METRICS:
+        return METRICS[name]
+    return next((meaning for pattern, meaning in PATTERNS.items() if re.fullmatch(pattern, name)), None)
+
+
+def validate(row: Mapping[str, object]) -> MetricRow:
+    """The row as plain JSON numbers; NaN and infinities, which JSON lacks, become None.
+
+    Raises `ValueError` on a name outside the catalogue, a value that is no number, or a missing step:
+    all of them mistakes of the program, not of its user.
+    """
+    unknown = [name for name in row if describe(name) is None]
+    if unknown:
+        raise ValueError(f"not in the catalogue of rlflow.observe.metrics: {', '.join(sorted(unknown))}")
+    if not isinstance(row.get("step"), Integral):
+        raise ValueError(f"a row of metrics needs an integer step, got {row.get('step')!r}")
+    return {name: _number(name, value) for name, value in row.items()}
+
+
+def _number(name: str, value: object) -> int | float | None:
+    if value is None:
+        return None
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real):
+        return float(value) if math.isfinite(value) else None
+    raise ValueError(f"metric {name} must be a number or None, got {type(value).__name__}")

@@ -1,0 +1,194 @@
+"""A vLLM engine: sampling, sleep and wake, and its side of a weight sync."""
+
+import asyncio
+import itertools
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlflow.errors import RolloutError, WeightSyncError
+from rlflow.rollout.completions import Completion, CompletionGroup, GroupRequest
+from rlflow.spec.rollout import RolloutSpec
+from rlflow.weights.buckets import Bucket
+from rlflow.weights.buffers import BufferHandle
+
+_RECEIVER = "rlflow.rollout.receiver.WeightReceiver"
+_SHUTDOWN_TIMEOUT_S = 1.0
+_SLEEP_LEVEL = 2
+"""Level 2 drops weights and KV cache; every wake is followed by a full sync."""
+
+
+class RolloutEngine:
+    """One AsyncLLM engine with dummy weights at first: it samples only after the first weight sync."""
+
+    def __init__(self, engine: Any, spec: RolloutSpec, stop_token_ids: list[int], *, can_sleep: bool) -> None:
+        self._engine, self._spec, self._stop_token_ids = engine, spec, stop_token_ids
+        self.can_sleep = can_sleep
+        """Whether the engine can free its device memory (a capability of the platform)."""
+        self.weight_version: int | None = None
+        """Version of the loaded weights; None while there are none to sample with."""
+        self._request_ids = itertools.count()
+
+    @classmethod
+    def start(cls, model_path: str, spec: RolloutSpec, *, dtype: str, max_model_tokens: int, seed: int) -> "RolloutEngine":
+        """Start the engine's processes; takes tens of seconds. Call it inside a running event loop."""
+        on_gpu = _prepare_environment(spec)
+        from vllm import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        arguments = AsyncEngineArgs(
+            **{
+                "model": model_path,
+                "dtype": dtype,
+                "seed": seed,
+                "load_format": "dummy",
+                "max_model_len": max_model_tokens,
+                "max_num_seqs": spec.max_num_seqs,
+                "tensor_parallel_size": spec.tensor_parallel_size,
+                "gpu_memory_utilization": spec.gpu_memory_utilization,
+                "enforce_eager": spec.enforce_eager or not on_gpu,
+                "enable_sleep_mode": on_gpu,
+                "enable_prefix_caching": True,
+                "logprobs_mode": "processed_logprobs",
+                "generation_config": "vllm",
+                "worker_extension_cls": _RECEIVER,
+                "disable_log_stats": True,
+                **spec.engine,
+            }
+        )
+        engine = AsyncLLM.from_engine_args(arguments)
+        return cls(engine, spec, _stop_token_ids(model_path), can_sleep=on_gpu)
+
+    # ---- sampling
+
+    async def generate(self, request: GroupRequest) -> CompletionGroup:
+        """Sample a group of completions. Raises `RolloutError` if the engine has no weights, dies or takes too long."""
+        if self.weight_version is None:
+            raise RolloutError("the engine was asked to sample before its first weight sync")
+        version = self.weight_version
+        prompt = {"prompt_token_ids": request.prompt_ids.tolist()}
+        request_id = f"{request.prompt_id}-{next(self._request_ids)}"
+        output = None
+        try:
+            async with asyncio.timeout(self._spec.generate_timeout_s):
+                async for output in self._engine.generate(prompt, self._sampling(request), request_id):
+                    pass
+        except TimeoutError:
+            raise RolloutError(
+                f"prompt {request.prompt_id} took longer than rollout.generate_timeout_s = {self._spec.generate_timeout_s:g} s"
+            ) from None
+        assert output is not None and output.finished
+        return CompletionGroup(
+            prompt_id=request.prompt_id,
+            attempt=request.attempt,
+            weight_version=version,
+            prompt_ids=request.prompt_ids,
+            completions=tuple(_completion(sample) for sample in sorted(output.outputs, key=lambda sample: sample.index)),
+        )
+
+    def _sampling(self, request: GroupRequest) -> Any:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        spec = self._spec
+        full = request.full_distribution
+        return SamplingParams(
+            n=request.num_completions,
+            temperature=spec.temperature if request.temperature is None else request.temperature,
+            top_p=1.0 if full else spec.top_p,
+            top_k=0 if full else spec.top_k,
+            max_tokens=spec.max_completion_tokens,
+            seed=request.seed,
+            stop=list(spec.stop) or None,
+            stop_token_ids=self._stop_token_ids,
+            include_stop_str_in_output=True,
+            logprobs=0 if request.with_logprobs else None,
+            detokenize=bool(spec.stop),
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+
+    # ---- residency
+
+    async def sleep(self) -> None:
+        """Free the device memory of weights and KV cache."""
+        self.weight_version = None
+        await self._engine.sleep(level=_SLEEP_LEVEL)
+
+    async def wake_weights(self) -> None:
+        """Take memory for the weights; they are garbage until the next sync."""
+        await self._engine.wake_up(tags=["weights"])
+
+    async def wake_cache(self) -> None:
+        """Take memory for the KV cache."""
+        await self._engine.wake_up(tags=["kv_cache"])
+
+    # ---- weight sync
+
+    async def begin_update(self) -> None:
+        """The weights are about to change; nothing may be sampling."""
+        self.weight_version = None
+        await self._update_rpc("rlflow_begin_update")
+
+    async def load_bucket(self, handles: dict[str, BufferHandle], bucket: Bucket) -> None:
+        """Read a bucket from the learner's memory on each worker's own device."""
+        await self._update_rpc("rlflow_load_bucket", pickle.dumps((handles, bucket)))
+
+    async def finish_update(self, version: int) -> None:
+        """All buckets have been sent: finish loading, and forget prefixes cached under older weights."""
+        await self._update_rpc("rlflow_finish_update")
+        if not await self._engine.reset_prefix_cache():
+            raise WeightSyncError("the prefix cache could not be reset: requests were running during a weight sync")
+        self.weight_version = version
+
+    async def _update_rpc(self, method: str, *arguments: bytes) -> None:
+        try:
+            await self._engine.collective_rpc(method, args=arguments)
+        except Exception as error:  # whatever went wrong in a worker, the weights are now unusable
+            raise WeightSyncError(f"{method} failed in the rollout engine: {error}") from error
+
+    async def memory_gib(self) -> float:
+        """Device memory of the engine's first worker, in GiB; 0 on CPU."""
+        return (await self._engine.collective_rpc("rlflow_memory_gib"))[0]
+
+    def close(self) -> None:
+        """Stop the engine's processes. Without this a killed actor would leave them and their shared memory behind."""
+        self._engine.shutdown(timeout=_SHUTDOWN_TIMEOUT_S)
+
+
+def _prepare_environment(spec: RolloutSpec) -> bool:
+    """Settings vLLM reads from the environment. Returns whether there is a GPU."""
+    import torch
+
+    on_gpu = torch.cuda.is_available()
+    if not on_gpu:
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(spec.cpu_kv_cache_gib))
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+        os.environ.setdefault("VLLM_CPU_CI_ENV", "1")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    return on_gpu
+
+
+def _stop_token_ids(model_path: str) -> list[int]:
+    """End-of-sequence tokens of the model's generation config (vLLM itself would also take its sampling defaults)."""
+    from transformers import GenerationConfig
+
+    if not (Path(model_path) / "generation_config.json").is_file() and Path(model_path).is_dir():
+        return []
+    ids = GenerationConfig.from_pretrained(model_path).eos_token_id
+    return list(ids) if isinstance(ids, list) else [] if ids is None else [ids]
+
+
+def _completion(sample: Any) -> Completion:
+    token_ids = np.asarray(sample.token_ids, dtype=np.int32)
+    logprobs = None
+    if sample.logprobs is not None:
+        logprobs = np.fromiter(
+            (position[token].logprob for position, token in zip(sample.logprobs, sample.token_ids, strict=True)),
+            dtype=np.float32,
+            count=len(token_ids),
+        )
+    return Completion(token_ids, logprobs, sample.finish_reason)

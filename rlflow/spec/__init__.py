@@ -1,0 +1,1 @@
+"""Typed, frozen job specs. The only place that knows YAML."""

@@ -1,0 +1,100 @@
+"""Job specs: one class a `kind`."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, TypeAdapter, model_validator
+
+from rlflow.spec.algorithm import GrpoSpec
+from rlflow.spec.base import Spec
+from rlflow.spec.data import DataSpec
+from rlflow.spec.learner import LearnerSpec
+from rlflow.spec.model import ModelSpec
+from rlflow.spec.rewards import RewardPoolSpec, RewardSpec, resolve_names
+from rlflow.spec.rollout import RolloutSpec
+from rlflow.spec.run import EvaluateSpec, RunSpec
+
+
+class _JobSpec(Spec):
+    run: RunSpec
+    """Name, directory, seed, checkpoints."""
+    model: ModelSpec
+    """The model to train."""
+    data: DataSpec
+    """Rows to train on, and how they become tokens."""
+    learner: LearnerSpec = LearnerSpec()
+    """The learner group."""
+    evaluate: EvaluateSpec = EvaluateSpec()
+    """Evaluation on held-out rows."""
+    steps: int | None = Field(None, ge=1)
+    """Steps to train; set this or `epochs`."""
+    epochs: float | None = Field(None, gt=0)
+    """Passes over the data; set this or `steps`."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("set exactly one of steps and epochs")
+        return self
+
+
+class SftJob(_JobSpec):
+    """Supervised fine-tuning: the learner alone."""
+
+    kind: Literal["sft"]
+    """The algorithm."""
+    batch_size: int = Field(16, ge=1)
+    """Conversations in an optimiser step, over all ranks."""
+
+
+class GrpoJob(_JobSpec):
+    """GRPO: rollout, reward and learner workers by turns."""
+
+    kind: Literal["grpo"]
+    """The algorithm."""
+    rollout: RolloutSpec = RolloutSpec()
+    """The rollout workers and their sampling settings."""
+    rewards: tuple[RewardSpec, ...] = Field(min_length=1)
+    """What is rewarded; the weighted values are added up."""
+    reward_pool: RewardPoolSpec = RewardPoolSpec()
+    """The reward workers."""
+    grpo: GrpoSpec = GrpoSpec()
+    """The objective."""
+    prompts_per_step: int = Field(8, ge=1)
+    """Prompts sampled for a step; with `rollout.num_generations` completions each."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        resolve_names(self.rewards)
+        if self.rollout.num_generations < 2 and self.grpo.scale_rewards == "group":
+            raise ValueError("rollout.num_generations: a group needs at least 2 completions for grpo.scale_rewards: group")
+        if self.prompts_per_step % self.grpo.optimizer_steps_per_batch:
+            raise ValueError(
+                f"prompts_per_step: {self.prompts_per_step} prompts cannot be split evenly into "
+                f"grpo.optimizer_steps_per_batch = {self.grpo.optimizer_steps_per_batch} optimiser steps"
+            )
+        if self.grpo.sampler_correction.mode != "none" and self.rollout.sampler_logprobs in ("sample", "none"):
+            raise ValueError(
+                "rollout.sampler_logprobs: grpo.sampler_correction needs the sampler's log-probabilities; use auto or all"
+            )
+        if self.grpo.sampler_correction.mode != "none" and not self.rollout.samples_model_distribution:
+            raise ValueError(
+                "grpo.sampler_correction.mode: cannot be used with rollout.top_p < 1 or rollout.top_k > 0, "
+                "because the sampler's log-probabilities are renormalised there"
+            )
+        return self
+
+    @property
+    def logprob_mode(self) -> Literal["all", "sample", "none"]:
+        """For which groups the sampler returns log-probabilities (`auto` resolved)."""
+        if self.rollout.sampler_logprobs != "auto":
+            return self.rollout.sampler_logprobs
+        return "all" if self.grpo.sampler_correction.mode != "none" else "sample"
+
+
+JobSpec = Annotated[SftJob | GrpoJob, Field(discriminator="kind")]
+JOB_SPECS: TypeAdapter[SftJob | GrpoJob] = TypeAdapter(JobSpec)
+
+
+def job_schema() -> dict[str, Any]:
+    """The JSON Schema of a job spec, for editors."""
+    return JOB_SPECS.json_schema()

@@ -1,0 +1,71 @@
+"""Which model a job starts from, and what of it is trained."""
+
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from rlflow.spec.base import Spec
+
+
+class RandomModelSpec(Spec):
+    """A model with random weights: for smoke tests, benchmarks and training from scratch."""
+
+    config: str | dict[str, Any]
+    """A packaged shape (`qwen3-0.6b`, ...), the path of a `config.json`, or the configuration's fields with `model_type`."""
+    characters: str | None = None
+    """Build a character-level tokenizer with a Qwen-style chat template over exactly these characters."""
+    tokenizer: str | None = None
+    """Path or hub id of an existing tokenizer, instead of `characters`."""
+
+    @model_validator(mode="after")
+    def _one_tokenizer(self) -> Self:
+        if (self.characters is None) == (self.tokenizer is None):
+            raise ValueError("set exactly one of characters and tokenizer")
+        return self
+
+
+class LoraSpec(Spec):
+    """Low-rank adapters (Hu et al. 2021) through peft; the base weights stay frozen."""
+
+    rank: int = Field(8, ge=1)
+    """Rank r of the adapters (ms-swift default)."""
+    alpha: float = Field(32.0, gt=0)
+    """Scale: the update is alpha / rank times B A (ms-swift default)."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout on the adapters' input."""
+    target_modules: str | tuple[str, ...] = "all-linear"
+    """Module names, or `all-linear`: every linear layer except the output head."""
+
+
+class ModelSpec(Spec):
+    """The model a job trains: exactly one of `path`, `from_run`, `random`."""
+
+    path: str | None = None
+    """Local directory or hub id."""
+    from_run: str | None = None
+    """Name of an earlier run in the same runs directory: its final model, or its latest complete checkpoint."""
+    random: RandomModelSpec | None = None
+    """A model with random weights."""
+    revision: str | None = None
+    """Hub revision of `path`."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Data type of weights and activations, in the learner and in the sampler. The optimiser's copy is always float32."""
+    lora: LoraSpec | None = None
+    """Train adapters instead of all parameters."""
+    trust_remote_code: bool = False
+    """Run code that comes with the model."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if sum(origin is not None for origin in (self.path, self.from_run, self.random)) != 1:
+            raise ValueError("set exactly one of path, from_run and random")
+        if self.revision is not None and self.path is None:
+            raise ValueError("revision needs path")
+        return self
+
+    @property
+    def label(self) -> str:
+        """A short name for logs and job metadata."""
+        if self.random is not None:
+            return self.random.config if isinstance(self.random.config, str) else f"random {self.random.config.get('model_type')}"
+        return self.path or f"run {self.from_run}"

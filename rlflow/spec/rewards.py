@@ -1,0 +1,160 @@
+"""Specs of rewards: what scores a completion, with which weight and time limit."""
+
+import re
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+
+from rlflow.errors import SpecError
+from rlflow.spec.base import Spec
+
+THINK_ANSWER_PATTERN = r"<think>.*?</think>\s*<answer>.*?</answer>"
+NAME_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]*$"
+
+
+class _RewardFields(Spec):
+    name: str | None = Field(default=None, pattern=NAME_PATTERN)
+    """Name in metrics and logs (`reward_<name>_mean`); null: the type, or the plugin's own name."""
+    weight: float = 1.0
+    """Factor of this reward in the weighted sum of all rewards. 1.0 as in ms-swift and TRL."""
+    timeout_s: PositiveFloat = 30.0
+    """Seconds one call may take before its process is killed and the samples of that call count as failed."""
+
+
+class AccuracySpec(_RewardFields):
+    """1.0 if the completion's final answer equals the gold answer mathematically, else 0.0."""
+
+    type: Literal["accuracy"] = "accuracy"
+    """Kind of reward."""
+    column: str = "solution"
+    """Column of the data row that holds the gold answer: text, LaTeX or a number. Named as in ms-swift."""
+
+
+class FormatSpec(_RewardFields):
+    """1.0 if the whole completion matches a regular expression, else 0.0."""
+
+    type: Literal["format"] = "format"
+    """Kind of reward."""
+    pattern: str = THINK_ANSWER_PATTERN
+    """Python regular expression that must match from first to last character; `.` also matches newlines.
+    Default: ms-swift's think/answer format."""
+
+    @field_validator("pattern")
+    @classmethod
+    def _compiles(cls, pattern: str) -> str:
+        try:
+            re.compile(pattern, re.DOTALL)
+        except re.error as error:
+            raise ValueError(f"not a regular expression: {error}") from error
+        return pattern
+
+
+class CosineSpec(_RewardFields):
+    """Accuracy scaled by length: right answers earn more when short, wrong ones lose less when long."""
+
+    type: Literal["cosine"] = "cosine"
+    """Kind of reward."""
+    column: str = "solution"
+    """Column of the data row that holds the gold answer."""
+    min_len_value_correct: float = 1.0
+    """Reward of a correct completion of length 0. ms-swift."""
+    max_len_value_correct: float = 0.5
+    """Reward of a correct completion of `max_tokens` or more. ms-swift."""
+    min_len_value_wrong: float = -0.5
+    """Reward of a wrong completion of length 0. ms-swift."""
+    max_len_value_wrong: float = 0.0
+    """Reward of a wrong completion of `max_tokens` or more. ms-swift."""
+    max_tokens: PositiveInt | None = None
+    """Length in tokens at which the cosine ends; null: the rollout's `max_completion_tokens`."""
+
+
+class SoftOverlongSpec(_RewardFields):
+    """0 up to `max_tokens - cache_tokens`, then falling linearly to -1 at `max_tokens` (DAPO, eq. 13)."""
+
+    type: Literal["soft_overlong"] = "soft_overlong"
+    """Kind of reward."""
+    max_tokens: PositiveInt | None = None
+    """Length in tokens at which the penalty reaches -1; null: the rollout's `max_completion_tokens`."""
+    cache_tokens: PositiveInt
+    """Width in tokens of the slope below `max_tokens`; must be smaller than it. DAPO: 4096 of 20480."""
+
+    @model_validator(mode="after")
+    def _slope_fits(self) -> Self:
+        if self.max_tokens is not None and self.cache_tokens >= self.max_tokens:
+            raise ValueError(
+                f"cache_tokens ({self.cache_tokens}) must be smaller than max_tokens ({self.max_tokens})"
+            )
+        return self
+
+
+class PluginSpec(_RewardFields):
+    """A reward written by the user or by an installed package."""
+
+    type: Literal["plugin"] = "plugin"
+    """Kind of reward."""
+    target: str
+    """`path/file.py:name`, `package.module:name`, or the name of an entry point of group `rlflow.rewards`."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments of the class's constructor; functions take none."""
+    completions: Literal["text", "messages"] = "text"
+    """Shape of `prompts` and `completions` given to functions of TRL's style: strings, or lists of
+    role/content messages as TRL's conversational functions want them."""
+
+    @field_validator("target")
+    @classmethod
+    def _names_an_object(cls, target: str) -> str:
+        place, colon, name = target.rpartition(":")
+        if target.endswith(".py") or not target or (colon and not (place and name)):
+            raise ValueError("must be path/file.py:name, package.module:name or an entry point's name")
+        return target
+
+
+RewardSpec = Annotated[
+    AccuracySpec | FormatSpec | CosineSpec | SoftOverlongSpec | PluginSpec, Field(discriminator="type")
+]
+
+
+class RewardPoolSpec(Spec):
+    """How rewards are computed beside the other work of a step."""
+
+    num_workers: PositiveInt = 1
+    """Number of Ray reward workers; each runs every reward in a process of its own."""
+    failure_threshold: float = Field(default=0.1, ge=0.0, le=1.0)
+    """Fraction of a step's samples whose reward may fail; above it the job fails and shows the errors."""
+
+
+def default_name(spec: RewardSpec) -> str:
+    """`spec.name`, else the plugin's function or class name, else the type."""
+    if spec.name is not None:
+        return spec.name
+    if isinstance(spec, PluginSpec):
+        return re.sub(r"\W|^(?=\d)", "_", spec.target.rpartition(":")[2].rpartition(".")[2])
+    return spec.type
+
+
+def resolve_names(specs: Sequence[RewardSpec]) -> list[str]:
+    """One name per reward, in order. Raises SpecError if two rewards would share one."""
+    names = [default_name(spec) for spec in specs]
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            raise SpecError(
+                f"rewards[{index}]: the name '{name}' is already taken by rewards[{names.index(name)}]; "
+                "give one of them another `name`"
+            )
+    return names
+
+
+def with_token_limits(spec: RewardSpec, max_completion_tokens: int) -> RewardSpec:
+    """`spec` with a null `max_tokens` replaced by `max_completion_tokens`.
+
+    Raises SpecError if `cache_tokens` does not fit below the limit.
+    """
+    if not isinstance(spec, CosineSpec | SoftOverlongSpec) or spec.max_tokens is not None:
+        return spec
+    if isinstance(spec, SoftOverlongSpec) and spec.cache_tokens >= max_completion_tokens:
+        raise SpecError(
+            f"reward '{default_name(spec)}': cache_tokens ({spec.cache_tokens}) must be smaller than "
+            f"max_completion_tokens ({max_completion_tokens})"
+        )
+    return spec.model_copy(update={"max_tokens": max_completion_tokens})

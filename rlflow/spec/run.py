@@ -1,0 +1,37 @@
+"""Where a run writes, how often, and what makes it repeatable."""
+
+from pydantic import Field
+
+from rlflow.spec.base import Spec
+
+
+class RunSpec(Spec):
+    """A run: its name, directory and bookkeeping."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    """Name of the run and of its folder."""
+    dir: str = "runs"
+    """Folder of all runs. Inside a Ray job it must be absolute and visible to every node."""
+    seed: int = 0
+    """Seed of everything random in training and sampling (data splits have their own seed)."""
+    deterministic: bool = False
+    """Assign prompts statically and seed every request, so that a run can be repeated exactly."""
+    save_every: int = Field(100, ge=1)
+    """Steps between checkpoints; the last step is always saved."""
+    keep_checkpoints: int = Field(2, ge=1)
+    """Complete checkpoints to keep."""
+    log_completions_every: int = Field(10, ge=0)
+    """Steps between files of completions; 0: none."""
+    max_restarts: int = Field(3, ge=0)
+    """How often in a run dead workers are replaced before the job fails."""
+
+
+class EvaluateSpec(Spec):
+    """Evaluation on the held-out rows: by reward of sampled completions where the job has rollout workers, else by loss."""
+
+    every: int = Field(0, ge=0)
+    """Steps between evaluations; 0: only before the first and after the last step."""
+    max_rows: int | None = Field(None, ge=1)
+    """At most this many held-out rows; all if not set."""
+    temperature: float | None = Field(None, ge=0)
+    """Sampling temperature; that of training if not set; 0: greedy."""
