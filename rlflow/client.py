@@ -205,7 +205,7 @@ def _connected(address: str | None, job_id: str | None = None) -> Iterator["JobS
     except AuthenticationError:
         raise UserError(_refused(where, token)) from None
     except (ConnectionError, RpcError):
-        raise UserError(f"{where}: no Ray cluster answers there; is it running, is this its address?") from None
+        raise UserError(f"{where}: no Ray cluster answers there; see --address and RAY_ADDRESS") from None
     except RuntimeError as error:
         raise _server_error(where, job_id, str(error)) from error
 

@@ -69,11 +69,11 @@ def held_out_loss(inputs: LossInputs) -> tuple[Tensor, Means]:
 class PolicyLoss:
     """The clipped policy-gradient loss of PPO and GRPO, with KL penalty and sampler correction."""
 
-    clip_low: float
-    clip_high: float
-    kl_coefficient: float
-    correction: Literal["none", "truncate", "mask"]
-    correction_cap: float
+    clip_low: float = 0.8
+    clip_high: float = 1.2
+    kl_coefficient: float = 0.0
+    correction: Literal["none", "truncate", "mask"] = "none"
+    correction_cap: float = 2.0
 
     def __call__(self, inputs: LossInputs) -> tuple[Tensor, Means]:
         """Token losses [N] and metrics.

@@ -1,1 +1,1 @@
-
+"""Where actors run, what they hold, and how the controller talks to them."""

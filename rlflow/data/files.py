@@ -52,7 +52,10 @@ def load_file(file: Path, cache_dir: Path) -> "Dataset":
     except (DatasetsError, ValueError, OSError, StopIteration) as error:
         if builder == "json":
             check_json(file)
-        raise DataError(f"{file}: cannot be read as {builder}: {error.__cause__ or error}") from None
+        if isinstance(error, StopIteration) or "corresponds to no data" in str(error):
+            raise DataError(f"{file}: has no rows") from None
+        reason = str(error.__cause__ or error).partition("\n")[0]
+        raise DataError(f"{file}: cannot be read as {builder}: {reason}") from None
 
 
 def check_json(file: Path) -> None:

@@ -90,7 +90,7 @@ def _read_message(item: dict[str, Any], number: int) -> Message:
         raise DataError(f"message {number} has role {name!r}, expected system, user, assistant or tool")
     _check_loss(rest, number)
     content = item.get("content", item.get("value"))
-    if rest.get("tool_calls") and not content:
+    if role == "assistant" and rest.get("tool_calls") and not content:
         return {"role": role, "content": "", **rest}
     return {"role": role, "content": read_text(content, f"content of message {number} ({role})"), **rest}
 

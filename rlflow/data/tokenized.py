@@ -58,7 +58,7 @@ class PromptSet(Sequence[Prompt]):
     def __getitem__(self, index: int) -> Prompt:  # pyright: ignore[reportIncompatibleMethodOverride]
         row = self.rows[self._table["row"][index].as_py()]
         return Prompt(
-            prompt_id=index,
+            prompt_id=range(len(self))[index],
             prompt_ids=self._table["prompt_ids"][index].as_py(),
             text=self._table["text"][index].as_py(),
             messages=prompt_messages(row.messages, self._spec),

@@ -78,32 +78,34 @@ def locate_turns(
     cursor = 0
     for number, (message, content_end) in enumerate(zip(messages, ends, strict=True)):
         if message["role"] == "assistant":
-            turn = _locate_turn(text, frame, number, cursor, content_end)
-            turns.append(turn)
-            cursor = turn.end if content_end is None else content_end
-        else:
-            assert content_end is not None
-            cursor = content_end
+            start = _find_start(text, frame, cursor, len(text) if content_end is None else content_end)
+            end = _find_end(text, frame, start, content_end, message["content"])
+            turns.append(Turn(number, start, end))
+        cursor = turns[-1].end if content_end is None else content_end
     return text, turns
 
 
-def _locate_turn(text: str, frame: TurnFrame, number: int, cursor: int, content_end: int | None) -> Turn:
-    """The turn that starts after `cursor`; one that is a tool call has no known end of content."""
-    found = text.find(frame.opener, cursor)
-    if found < 0 or (content_end is not None and found + len(frame.opener) > content_end):
+def _find_start(text: str, frame: TurnFrame, cursor: int, limit: int) -> int:
+    """Where the turn after `cursor` starts, behind its opener and what a generation prompt would give."""
+    found = text.find(frame.opener, cursor, limit)
+    if found < 0:
         raise DataError(_UNMAPPED)
     start = found + len(frame.opener)
-    limit = len(text) if content_end is None else content_end
-    if start + len(frame.prefill) <= limit and text.startswith(frame.prefill, start):
-        start += len(frame.prefill)
-    closing = re.compile(r"\s*" + re.escape(frame.closer))
-    if content_end is not None:
-        match = closing.match(text, content_end) if frame.closer else None
-        return Turn(number, start, match.end() if match else content_end)
-    closed = text.find(frame.closer, start) if frame.closer else -1
-    if closed < 0:
-        raise DataError(_UNMAPPED)
-    return Turn(number, start, closed + len(frame.closer))
+    return start + len(frame.prefill) if text.startswith(frame.prefill, start, limit) else start
+
+
+def _find_end(text: str, frame: TurnFrame, start: int, content_end: int | None, content: str) -> int:
+    """Behind the end-of-turn token; where tool calls follow the content, its end is not known."""
+    if content_end is None:
+        closed = text.find(frame.closer, start) if frame.closer else -1
+        if closed < 0:
+            raise DataError(_UNMAPPED)
+        return closed + len(frame.closer)
+    closing = re.compile(r"\s*" + re.escape(frame.closer)).match(text, content_end) if frame.closer else None
+    if closing:
+        return closing.end()
+    space = content[len(content.rstrip()) :]
+    return content_end + len(space) if text.startswith(space, content_end) else content_end
 
 
 def _find_content_ends(
@@ -127,7 +129,7 @@ def _find_content_ends(
 def _mark_message(message: Message, mark: str) -> Message:
     """The message with a mark after its content, before trailing space, which a template may strip."""
     content = message["content"]
-    if message.get("tool_calls"):
+    if message["role"] == "assistant" and message.get("tool_calls"):
         return message
     kept = content.rstrip()
     return message | {"content": kept + mark + content[len(kept) :]}

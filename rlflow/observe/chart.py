@@ -26,6 +26,9 @@ def line_chart(points: Points, label: str) -> str:
 
 def stacked_chart(steps: Sequence[float], series: Mapping[str, Sequence[float]], label: str) -> str:
     """An SVG of areas on top of each other, first series lowest; each has one value per step, in one unit."""
+    if len(steps) == 1:  # an area needs a width
+        steps = [steps[0] - 0.5, steps[0] + 0.5]
+        series = {name: [*values, *values] for name, values in series.items()}
     totals = [sum(values) for values in zip(*series.values(), strict=True)]
     frame = _Frame(min(steps), max(steps), 0.0, _padded(0.0, max(totals))[1])
     floor = [0.0] * len(steps)

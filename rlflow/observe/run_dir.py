@@ -69,7 +69,7 @@ class RunDirectory:
 
     def read_resolved(self) -> dict[str, Any]:
         """`resolved.json`: `spec`, `versions`, `git_revision`, `python`."""
-        return json.loads((self.path / "resolved.json").read_text())
+        return json.loads((self.path / "resolved.json").read_text(encoding="utf-8"))
 
     def spec_difference(self, resolved: Mapping[str, Any]) -> str | None:
         """Dotted path of the first field in which `resolved` differs from the spec this run began with."""
@@ -90,7 +90,7 @@ class RunDirectory:
     def read_status(self) -> RunStatus | None:
         """The last status; None before the first."""
         path = self.path / "status.json"
-        return RunStatus(**json.loads(path.read_text())) if path.is_file() else None
+        return RunStatus(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
 
     def append_metrics(self, row: Mapping[str, object]) -> MetricRow:
         """Add a step's row to `metrics.jsonl`; return it as written. Raises `ValueError` on unknown names."""

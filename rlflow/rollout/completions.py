@@ -23,6 +23,7 @@ class Completion:
 class CompletionGroup:
     """All completions of one prompt, with their token arrays: lives in the object store, never in the controller."""
 
+    slot: int
     prompt_id: int
     attempt: int
     weight_version: int
@@ -33,6 +34,7 @@ class CompletionGroup:
     def summary(self) -> "GroupSummary":
         """The scalars of the group."""
         return GroupSummary(
+            slot=self.slot,
             prompt_id=self.prompt_id,
             attempt=self.attempt,
             weight_version=self.weight_version,
@@ -46,6 +48,7 @@ class CompletionGroup:
 class GroupSummary:
     """What the controller knows of a group."""
 
+    slot: int
     prompt_id: int
     attempt: int
     weight_version: int
@@ -58,6 +61,8 @@ class GroupSummary:
 class GroupRequest:
     """One prompt to sample."""
 
+    slot: int
+    """Position in the batch; unique there, while a prompt may occur twice."""
     prompt_id: int
     prompt_ids: np.ndarray
     num_completions: int

@@ -82,6 +82,7 @@ class RolloutEngine:
             ) from None
         assert output is not None and output.finished
         return CompletionGroup(
+            slot=request.slot,
             prompt_id=request.prompt_id,
             attempt=request.attempt,
             weight_version=version,

@@ -1,5 +1,6 @@
 """A real Ray head with dashboard and token authentication, on free ports, in a home of its own."""
 
+import ctypes
 import os
 import secrets
 import shutil
@@ -8,7 +9,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,17 +31,23 @@ def ray_head() -> Iterator[RayHead]:
     """Starts the head; afterwards nothing of it is left, in the process table, in /dev/shm or on disk."""
     # Directly below /tmp: the paths of Ray's sockets must stay under 108 characters.
     temp_dir = Path(tempfile.mkdtemp(prefix="rh", dir="/tmp"))
-    shared_memory = set(os.listdir("/dev/shm"))
     head = _described(temp_dir)
+    keeper = subprocess.Popen(
+        [sys.executable, __file__, *_start_command(head)],
+        env=head.env,
+        cwd=temp_dir,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # Ctrl-C in the terminal is for the tests; the keeper ends when they do
+    )
     try:
-        _start(head)
+        assert keeper.stdin and keeper.stdout
+        assert keeper.stdout.readline() == "started\n", "ray start failed; its output is above"
         yield head
     finally:
-        _kill_processes_of(temp_dir)
+        keeper.communicate(timeout=60)
         shutil.rmtree(temp_dir)
-        for name in set(os.listdir("/dev/shm")) - shared_memory:
-            if name.startswith("plasma"):
-                Path("/dev/shm", name).unlink()
 
 
 def _described(temp_dir: Path) -> RayHead:
@@ -59,7 +65,7 @@ def _described(temp_dir: Path) -> RayHead:
     return RayHead(f"http://127.0.0.1:{dashboard_port}", f"127.0.0.1:{gcs_port}", env, temp_dir)
 
 
-def _start(head: RayHead) -> None:
+def _start_command(head: RayHead) -> list[str]:
     options = {
         "node-ip-address": "127.0.0.1",
         "port": head.gcs_address.split(":")[1],
@@ -70,11 +76,7 @@ def _start(head: RayHead) -> None:
         "object-store-memory": 100_000_000,
     }
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--disable-usage-stats"]
-    command += [f"--{name}={value}" for name, value in options.items()]
-    started = subprocess.run(
-        command, env=head.env, cwd=head.temp_dir, capture_output=True, text=True, timeout=120
-    )
-    assert started.returncode == 0, started.stdout + started.stderr
+    return command + [f"--{name}={value}" for name, value in options.items()]
 
 
 def _free_ports(count: int) -> list[int]:
@@ -85,36 +87,36 @@ def _free_ports(count: int) -> list[int]:
     return ports
 
 
-def _kill_processes_of(temp_dir: Path) -> None:
-    """Kill until none is left: agents outlive the raylet, and a dying raylet may still start a worker."""
-    deadline = time.monotonic() + 30
-    while pids := _processes_of(temp_dir):
-        assert time.monotonic() < deadline, f"processes {pids} do not end"
-        for pid in pids:
-            _kill(pid)
-        time.sleep(0.2)
+def keep(command: list[str]) -> None:
+    """Run a command that leaves daemons behind; when stdin closes, kill and reap every one of them.
+
+    Stdin closes with the test process too, however it ends. Daemons are found by descent, which they cannot
+    shed: as a subreaper this process becomes the parent of every orphan below it. Ray's agents outlive the
+    raylet and, once renamed, hide their environment.
+    """
+    pr_set_child_subreaper = 36
+    ctypes.CDLL(None).prctl(pr_set_child_subreaper, 1)
+    if subprocess.run(command, stdout=sys.stderr).returncode == 0:
+        print("started", flush=True)
+        sys.stdin.read()
+    while children := _children_of(os.getpid()):
+        for pid in children:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
 
 
-def _processes_of(temp_dir: Path) -> list[int]:
-    """Processes of this head: all were started with its folder as their home."""
-    mark = f"HOME={temp_dir}\0".encode()
+def _children_of(parent: int) -> list[int]:
+    """Direct children, ended ones included; killing them hands their own children to the subreaper."""
     pids = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            ours = mark in (folder / "environ").read_bytes() and _state(folder) != "Z"
-        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            stat = (folder / "stat").read_text()
+        except (FileNotFoundError, ProcessLookupError):
             continue
-        if ours:
+        if int(stat.rsplit(")", 1)[1].split()[1]) == parent:
             pids.append(int(folder.name))
     return pids
 
 
-def _state(folder: Path) -> str:
-    return (folder / "stat").read_text().rsplit(")", 1)[1].split()[0]
-
-
-def _kill(pid: int) -> None:
-    try:
-        os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
+if __name__ == "__main__":
+    keep(sys.argv[1:])

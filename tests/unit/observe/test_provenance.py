@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 
@@ -19,8 +20,6 @@ from rlflow.observe.provenance import first_difference, git_revision
     ],
 )
 def test_first_difference(stored, current, path):
-    import json
-
     assert first_difference(json.loads(json.dumps(stored)), current) == path
 
 
@@ -46,6 +45,10 @@ def test_git_revision_tells_a_changed_tree(tmp_path, monkeypatch):
 
 
 def test_versions_are_read_without_importing_the_packages():
-    code = "import sys; from rlflow.observe.provenance import package_versions as p; print(p()['torch'], 'torch' in sys.modules)"
+    code = """
+import sys
+from rlflow.observe.provenance import package_versions
+print(package_versions()["torch"], "torch" in sys.modules)
+"""
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.endswith(" False\n")

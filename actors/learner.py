@@ -1,0 +1,171 @@
+"""The Ray actor of one learner rank."""
+
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import ObjectRef
+
+from rlflow.algorithms.batch_plan import StepPlan
+from rlflow.algorithms.policy_batch import PolicyBatch
+from rlflow.spec.learner import LearnerSpec
+from rlflow.spec.model import ModelSpec
+
+
+@dataclass(frozen=True, slots=True)
+class LearnerSetup:
+    """What a rank is built from."""
+
+    model_path: str
+    """The model the run started from: the reference, and the weights before a checkpoint is loaded."""
+    tokenizer_path: str
+    model: ModelSpec
+    learner: LearnerSpec
+    temperature: float
+    seed: int
+    keep_reference: bool
+    num_threads: int | None
+    """CPU threads; None leaves torch's default."""
+    conversations: tuple[str, ...] = ()
+    """Arrow files of tokenised conversations: training rows, then held-out rows (SFT)."""
+
+
+class LearnerActor:
+    """Delegates to `rlflow.learner.Learner`; builds its sequences from object references or mapped files."""
+
+    def __init__(self, label: str) -> None:
+        self._label = label
+        self._learner: Any = None
+        self._files: list[Any] = []
+
+    def __repr__(self) -> str:
+        return self._label
+
+    def rendezvous(self) -> tuple[str, int]:
+        """An address and a free port of this node for torch.distributed."""
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            return ray.util.get_node_ip_address(), probe.getsockname()[1]
+
+    def build(self, setup: LearnerSetup, rank: int, world_size: int, address: tuple[str, int]) -> tuple[Any, ...]:
+        """Start the engine (collective). Returns the weight buckets."""
+        if setup.num_threads is not None:
+            os.environ["OMP_NUM_THREADS"] = str(setup.num_threads)
+        import torch
+        from transformers.utils import logging
+
+        from rlflow.learner.learner import Learner
+        from rlflow.learner.process_group import RankInfo
+
+        logging.disable_progress_bar()
+        if setup.num_threads is not None:
+            torch.set_num_threads(setup.num_threads)
+        self._files = [_open_conversations(path) for path in setup.conversations]
+        self._learner = Learner(
+            setup.model_path,
+            setup.model,
+            setup.learner,
+            RankInfo(rank, world_size, *address),
+            temperature=setup.temperature,
+            seed=setup.seed,
+            keep_reference=setup.keep_reference,
+        )
+        self._rank, self._tokenizer_path = rank, setup.tokenizer_path
+        return self._learner.exporter.buckets
+
+    # ---- policy training
+
+    def train_policy(
+        self, batch: PolicyBatch, groups: Sequence[ObjectRef], token_loss: Any, learning_rates: Sequence[float], on_policy: bool
+    ) -> list[dict[str, float]]:
+        """The batch's optimiser steps (collective). Old and reference log-probabilities are computed once, before the first."""
+        sequences = self._policy_sequences(batch, groups)
+        distinct = list({id(step): step for step in batch.plan.steps}.values())  # epochs repeat their steps
+        old = None if on_policy else self._score_all(distinct, sequences, reference=False)
+        reference = self._score_all(distinct, sequences, reference=True) if token_loss.kl_coefficient > 0 else None
+        return [
+            self._learner.train_step(step, sequences, token_loss, learning_rate=rate, old=old, reference=reference)
+            for step, rate in zip(batch.plan.steps, learning_rates, strict=True)
+        ]
+
+    def sampler_mismatch(self, batch: PolicyBatch, groups: Sequence[ObjectRef], token_loss: Any) -> dict[str, float]:
+        """Metrics of the batch without training, the log-probability difference to the sampler among them (collective)."""
+        return self._learner.evaluate(batch.plan.steps[0], self._policy_sequences(batch, groups), token_loss)
+
+    def _score_all(self, steps: list[StepPlan], sequences: Any, *, reference: bool) -> dict[int, Any]:
+        scores: dict[int, Any] = {}
+        for step in steps:
+            scores.update(self._learner.score(step, sequences, reference=reference))
+        return scores
+
+    def _policy_sequences(self, batch: PolicyBatch, groups: Sequence[ObjectRef]) -> dict[int, Any]:
+        from rlflow.actors.policy_sequences import policy_sequence
+
+        mine = {i for step in batch.plan.steps for micro in step.ranks[self._rank] for i in micro.sequences}
+        needed = sorted({batch.samples[i].group for i in mine})
+        fetched = dict(zip(needed, ray.get([groups[g] for g in needed]), strict=True))
+        return {i: policy_sequence(fetched[batch.samples[i].group], batch.samples[i]) for i in mine}
+
+    # ---- supervised training
+
+    def train_conversations(self, step: StepPlan, rows: Sequence[int], learning_rate: float) -> dict[str, float]:
+        """One optimiser step on rows of the training file; sequence i of the plan is row `rows[i]` (collective)."""
+        from rlflow.algorithms.losses import cross_entropy_loss
+
+        sequences = self._conversations(step, rows, file=0)
+        return self._learner.train_step(step, sequences, cross_entropy_loss, learning_rate=learning_rate)
+
+    def evaluate_conversations(self, step: StepPlan, rows: Sequence[int]) -> dict[str, float]:
+        """Loss and accuracies on rows of the held-out file (collective)."""
+        from rlflow.algorithms.losses import held_out_loss
+
+        return self._learner.evaluate(step, self._conversations(step, rows, file=1), held_out_loss)
+
+    def _conversations(self, step: StepPlan, rows: Sequence[int], *, file: int) -> dict[int, Any]:
+        from rlflow.learner.sequences import TrainSequence
+
+        mine = {i for micro in step.ranks[self._rank] for i in micro.sequences}
+        return {i: TrainSequence(*self._files[file][rows[i]]) for i in mine}
+
+    # ---- weights, memory, checkpoints
+
+    def write_bucket(self, index: int) -> Any:
+        """Gather a bucket and return its handle (collective)."""
+        return self._learner.exporter.write_bucket(index)
+
+    def release_buffer(self) -> None:
+        """Free the send buffer."""
+        self._learner.exporter.release()
+
+    def can_offload(self) -> bool:
+        """Whether this learner can move its states off the device."""
+        return self._learner.can_offload
+
+    def move(self, residency: str) -> float:
+        """Bring the states to `offloaded`, `weights` or `full`. Returns the device memory in use, in GiB."""
+        return self._learner.move(residency)
+
+    def save(self, state: str, model: str, client_state: dict[str, Any]) -> None:
+        """Write the training state and the model directory (collective)."""
+        from transformers import AutoTokenizer
+
+        self._learner.save(Path(state), client_state)
+        self._learner.save_model(Path(model), AutoTokenizer.from_pretrained(self._tokenizer_path))
+
+    def load(self, state: str) -> dict[str, Any]:
+        """Restore the training state (collective)."""
+        return self._learner.load(Path(state))
+
+    def close(self) -> None:
+        """Free the engine."""
+        self._learner.close()
+
+
+def _open_conversations(path: str) -> Any:
+    from rlflow.data.tokenized import ConversationSet
+
+    return ConversationSet.open(path)

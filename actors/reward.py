@@ -1,0 +1,73 @@
+"""The Ray actor of one reward worker."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from rlflow.rewards.api import RewardSample
+from rlflow.rewards.scorer import RewardScorer, SampleScore
+from rlflow.rollout.completions import CompletionGroup
+from rlflow.spec.rewards import RewardSpec
+
+
+@dataclass(frozen=True, slots=True)
+class RewardSetup:
+    """What a reward worker is started with."""
+
+    rewards: tuple[RewardSpec, ...]
+    tokenizer_path: str
+    max_completion_tokens: int
+    working_dir: str
+
+
+@dataclass(frozen=True, slots=True)
+class PromptRow:
+    """The row a prompt came from, as rewards see it."""
+
+    messages: list[dict[str, Any]]
+    text: str
+    columns: dict[str, Any]
+
+
+class RewardActor:
+    """Decodes completions, once, and delegates to `rlflow.rewards.RewardScorer`."""
+
+    def __init__(self, label: str, setup: RewardSetup) -> None:
+        from transformers import AutoTokenizer
+
+        self._label = label
+        self._tokenizer = AutoTokenizer.from_pretrained(setup.tokenizer_path)
+        self._scorer = RewardScorer(
+            setup.rewards, max_completion_tokens=setup.max_completion_tokens, cwd=setup.working_dir
+        )
+
+    def __repr__(self) -> str:
+        return self._label
+
+    def ready(self) -> None:
+        """Returns once the worker is up."""
+
+    @ray.method(num_returns=2)
+    def score(self, row: PromptRow, group: CompletionGroup) -> tuple[list[SampleScore], list[str]]:
+        """Score a group: scores for the controller, and the completions' texts for logs."""
+        texts = self._tokenizer.batch_decode([c.token_ids for c in group.completions], skip_special_tokens=True)
+        samples = [
+            RewardSample(
+                prompt_id=group.prompt_id,
+                sample_index=index,
+                messages=row.messages,
+                prompt=row.text,
+                completion=text,
+                completion_tokens=len(completion.token_ids),
+                completion_token_ids=completion.token_ids.tolist(),
+                finish_reason=completion.finish_reason,
+                columns=row.columns,
+            )
+            for index, (text, completion) in enumerate(zip(texts, group.completions, strict=True))
+        ]
+        return self._scorer.score(samples), texts
+
+    def close(self) -> None:
+        """Stop the plugin processes."""
+        self._scorer.close()

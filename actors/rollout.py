@@ -1,0 +1,88 @@
+"""The Ray actor of one rollout worker."""
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from rlflow.rollout.completions import CompletionGroup, GroupRequest, GroupSummary
+from rlflow.rollout.engine import RolloutEngine
+from rlflow.spec.rollout import RolloutSpec
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutSetup:
+    """What an engine is started with."""
+
+    model_path: str
+    """Directory or hub id with the configuration and tokenizer; weights come from the learner."""
+    rollout: RolloutSpec
+    dtype: str
+    max_model_tokens: int
+    seed: int
+    num_threads: int | None
+    """CPU threads; None leaves torch's default."""
+
+
+class RolloutActor:
+    """Delegates to `rlflow.rollout.RolloutEngine`."""
+
+    def __init__(self, label: str) -> None:
+        self._label = label
+        self._engine: Any = None
+
+    def __repr__(self) -> str:
+        return self._label
+
+    async def start(self, setup: RolloutSetup) -> bool:
+        """Start the engine. Returns whether it can sleep."""
+        if setup.num_threads is not None:
+            os.environ["OMP_NUM_THREADS"] = str(setup.num_threads)
+        self._engine = RolloutEngine.start(
+            setup.model_path,
+            setup.rollout,
+            dtype=setup.dtype,
+            max_model_tokens=setup.max_model_tokens,
+            seed=setup.seed,
+        )
+        return self._engine.can_sleep
+
+    @ray.method(num_returns=2)
+    async def generate(self, request: GroupRequest) -> tuple[GroupSummary, CompletionGroup]:
+        """Sample a group: its scalars for the controller, its arrays for rewards and learner."""
+        group = await self._engine.generate(request)
+        return group.summary(), group
+
+    async def sleep(self) -> None:
+        """Free the device."""
+        await self._engine.sleep()
+
+    async def wake_weights(self) -> None:
+        """Take memory for the weights."""
+        await self._engine.wake_weights()
+
+    async def wake_cache(self) -> None:
+        """Take memory for the KV cache."""
+        await self._engine.wake_cache()
+
+    async def begin_update(self) -> None:
+        """Start a weight sync."""
+        await self._engine.begin_update()
+
+    async def load_bucket(self, handles: Any, bucket: Any) -> None:
+        """Read one bucket."""
+        await self._engine.load_bucket(handles, bucket)
+
+    async def finish_update(self, version: int) -> None:
+        """End a weight sync."""
+        await self._engine.finish_update(version)
+
+    async def memory_gib(self) -> float:
+        """Device memory in use, in GiB."""
+        return await self._engine.memory_gib()
+
+    async def close(self) -> None:
+        """Stop the engine's processes."""
+        if self._engine is not None:
+            self._engine.close()

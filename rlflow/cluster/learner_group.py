@@ -1,0 +1,115 @@
+"""The learner ranks as one object."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+from ray import ObjectRef
+from ray.exceptions import RayActorError
+
+from rlflow.actors.learner import LearnerActor, LearnerSetup
+from rlflow.algorithms.batch_plan import StepPlan
+from rlflow.algorithms.losses import PolicyLoss
+from rlflow.algorithms.policy_batch import PolicyBatch
+from rlflow.cluster.devices import DevicePlan
+from rlflow.cluster.failure import LearnerLost
+from rlflow.cluster.placement import Placement
+
+
+class LearnerGroup:
+    """Calls every rank, and fails as a whole: if a rank dies, all are killed and `LearnerLost` is raised."""
+
+    def __init__(self, placement: Placement, plan: DevicePlan, setup: LearnerSetup) -> None:
+        self._setup = setup
+        self._ranks = [placement.start(LearnerActor, seat) for seat in plan.seats_of("learner")]
+        self.buckets: tuple[Any, ...] = ()
+        self.can_offload = False
+
+    @property
+    def num_ranks(self) -> int:
+        """Size of the group."""
+        return len(self._ranks)
+
+    async def build(self) -> None:
+        """Load the model on all ranks together."""
+        address = await self._one(self._ranks[0].rendezvous.remote())
+        world_size = len(self._ranks)
+        built = await self._gather(
+            [rank.build.remote(self._setup, index, world_size, address) for index, rank in enumerate(self._ranks)]
+        )
+        self.buckets = built[0]
+        self.can_offload = await self._one(self._ranks[0].can_offload.remote())
+
+    async def train_policy(
+        self,
+        batch: PolicyBatch,
+        groups: Sequence[ObjectRef],
+        token_loss: PolicyLoss,
+        learning_rates: Sequence[float],
+        *,
+        on_policy: bool,
+    ) -> list[dict[str, float]]:
+        """Metrics of each optimiser step."""
+        return await self._first("train_policy", ray.put(batch), list(groups), token_loss, list(learning_rates), on_policy)
+
+    async def sampler_mismatch(
+        self, batch: PolicyBatch, groups: Sequence[ObjectRef], token_loss: PolicyLoss
+    ) -> dict[str, float]:
+        """Metrics of a batch without training on it."""
+        return await self._first("sampler_mismatch", ray.put(batch), list(groups), token_loss)
+
+    async def train_conversations(self, step: StepPlan, rows: Sequence[int], learning_rate: float) -> dict[str, float]:
+        """Metrics of one optimiser step on tokenised rows."""
+        return await self._first("train_conversations", step, list(rows), learning_rate)
+
+    async def evaluate_conversations(self, step: StepPlan, rows: Sequence[int]) -> dict[str, float]:
+        """Metrics of held-out rows."""
+        return await self._first("evaluate_conversations", step, list(rows))
+
+    async def write_bucket(self, index: int) -> dict[str, Any]:
+        """Handles of a bucket's memory by device."""
+        handles = await self._all("write_bucket", index)
+        return {handle.device: handle for handle in handles}
+
+    async def release_buffer(self) -> None:
+        """Free the send buffers."""
+        await self._all("release_buffer")
+
+    async def move(self, residency: str) -> float:
+        """Move all ranks' states. Returns the first device's memory in use, in GiB."""
+        return (await self._all("move", residency))[0]
+
+    async def save(self, state: str, model: str, client_state: dict[str, Any]) -> None:
+        """Write training state and model."""
+        await self._all("save", state, model, client_state)
+
+    async def load(self, state: str) -> dict[str, Any]:
+        """Restore the training state; returns what the controller stored with it."""
+        return await self._first("load", state)
+
+    async def close(self) -> None:
+        """Leave the process group and end the actors."""
+        await self._all("close")
+        self.kill()
+
+    def kill(self) -> None:
+        """End the actors at once."""
+        for rank in self._ranks:
+            ray.kill(rank)
+
+    async def _first(self, method: str, *arguments: Any) -> Any:
+        return (await self._all(method, *arguments))[0]
+
+    async def _all(self, method: str, *arguments: Any) -> list[Any]:
+        return await self._gather([getattr(rank, method).remote(*arguments) for rank in self._ranks])
+
+    async def _one(self, reference: ObjectRef) -> Any:
+        return (await self._gather([reference]))[0]
+
+    async def _gather(self, references: list[ObjectRef]) -> list[Any]:
+        try:
+            return list(await asyncio.gather(*references))
+        except RayActorError as error:
+            self.kill()
+            raise LearnerLost(f"a learner rank died: {' '.join(str(error).split())}") from error

@@ -1,0 +1,68 @@
+"""The placement group of a run, and starting actors in it."""
+
+import logging
+import time
+from typing import Any
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from rlflow.cluster.devices import DevicePlan, Seat
+from rlflow.errors import SpecError
+
+logger = logging.getLogger("rlflow")
+
+_WAIT_S = 10.0
+
+
+class Placement:
+    """Actors of a run, named `run/role-index`, in one placement group."""
+
+    def __init__(self, run: str, plan: DevicePlan, *, timeout_s: float = 600.0) -> None:
+        self._run, self._plan = run, plan
+        self._starts: dict[str, int] = {}
+        self._group: PlacementGroup = placement_group(list(plan.bundles), strategy="PACK", name=f"{run}/devices")
+        self._wait(timeout_s)
+
+    def start(self, actor_class: type, seat: Seat, *arguments: Any, **options: Any) -> Any:
+        """Start `actor_class(label, *arguments)` in its seat. `options` are Ray's."""
+        label = f"{self._run}/{seat.role}-{seat.index}"
+        count = self._starts[label] = self._starts.get(label, 0) + 1
+        return (
+            ray.remote(actor_class)
+            .options(
+                name=label if count == 1 else f"{label}#{count}",  # a dead actor's name is free only some time later
+                namespace=self._run,
+                scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, seat.bundle),
+                **self._resources(seat),
+                **options,
+            )
+            .remote(label, *arguments)
+        )
+
+    def remove(self) -> None:
+        """Free the resources; actors still in the group die."""
+        remove_placement_group(self._group)
+
+    def _resources(self, seat: Seat) -> dict[str, float]:
+        bundle = self._plan.bundles[seat.bundle]
+        share = seat.share if seat.devices else 1.0
+        return {"num_cpus": bundle["CPU"] * share, "num_gpus": bundle.get("GPU", 0.0) * share}
+
+    def _wait(self, timeout_s: float) -> None:
+        """Wait for the resources, saying what is missing."""
+        deadline = time.monotonic() + timeout_s
+        while not self._group.wait(min(_WAIT_S, timeout_s)):
+            wanted = _total(self._plan)
+            available = {name: ray.available_resources().get(name, 0.0) for name in wanted}
+            message = f"waiting for resources: wanted {wanted}, available {available}"
+            if time.monotonic() > deadline:
+                remove_placement_group(self._group)
+                raise SpecError(f"run.name: {self._run}: gave up {message}")
+            logger.warning(message)
+
+
+def _total(plan: DevicePlan) -> dict[str, float]:
+    names = {name for bundle in plan.bundles for name in bundle}
+    return {name: sum(bundle.get(name, 0.0) for bundle in plan.bundles) for name in sorted(names)}

@@ -1,0 +1,73 @@
+"""Who holds the devices: rollout engines and the learner take turns."""
+
+from enum import Enum
+
+from rlflow.cluster.learner_group import LearnerGroup
+from rlflow.cluster.rollout_group import RolloutGroup
+from rlflow.cluster.weight_sync import WeightSync
+
+
+class Holding(Enum):
+    """What a role keeps on the device."""
+
+    OFFLOADED = "offloaded"
+    WEIGHTS = "weights"
+    FULL = "full"
+
+
+class Residency:
+    """The hand-overs between sampling and learning, as an explicit state; at most one role is FULL.
+
+    sampling -> learning: engines sleep, then the learner's states are loaded.
+    learning -> sampling: optimiser and gradients leave, engines take memory for weights, weights are sent, the learner's weights
+    leave, the prefix cache is forgotten (in the sync), engines take memory for their cache.
+    Roles that cannot move (on CPU) walk the same phases and stay where they are.
+    """
+
+    def __init__(self, learner: LearnerGroup, rollouts: RolloutGroup, weights: WeightSync) -> None:
+        self._learner, self._rollouts, self._weights = learner, rollouts, weights
+        self.learner = Holding.FULL
+        self.rollout = Holding.OFFLOADED
+        self.memory_gib: dict[str, float] = {}
+        """Device memory in use after each move of the learner, by what it then held; empty on CPU."""
+
+    async def to_learning(self) -> None:
+        """Engines sleep; the learner holds everything."""
+        if self.rollout is not Holding.OFFLOADED:
+            if self._rollouts.can_sleep:
+                await self._rollouts.call("sleep")
+            self.rollout = Holding.OFFLOADED
+        await self._move_learner(Holding.FULL)
+
+    async def to_sampling(self) -> None:
+        """Send the learner's weights; the engines hold everything. Dead engines are replaced first."""
+        await self._move_learner(Holding.WEIGHTS)
+        await self._start_missing()
+        if self._rollouts.can_sleep:
+            await self._rollouts.call("wake_weights")
+        self.rollout = Holding.WEIGHTS
+        await self._weights.send()
+        await self._move_learner(Holding.OFFLOADED)
+        if self._rollouts.can_sleep:
+            await self._rollouts.call("wake_cache")
+        self._set_rollout(Holding.FULL)
+
+    async def _start_missing(self) -> None:
+        """vLLM wants its share of the device free when it starts: the learner leaves altogether, then comes back."""
+        if not self._rollouts.has_missing:
+            return
+        await self._move_learner(Holding.OFFLOADED)
+        await self._rollouts.start_missing()
+        if self._rollouts.can_sleep:
+            await self._rollouts.call("sleep")
+        await self._move_learner(Holding.WEIGHTS)
+
+    async def _move_learner(self, holding: Holding) -> None:
+        assert not (holding is Holding.FULL and self.rollout is not Holding.OFFLOADED), "two roles would hold the device"
+        if self._learner.can_offload and holding is not self.learner:
+            self.memory_gib[holding.value] = await self._learner.move(holding.value)
+        self.learner = holding
+
+    def _set_rollout(self, holding: Holding) -> None:
+        assert not (holding is Holding.FULL and self.learner is not Holding.OFFLOADED), "two roles would hold the device"
+        self.rollout = holding

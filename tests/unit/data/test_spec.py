@@ -1,0 +1,62 @@
+import pytest
+from pydantic import ValidationError
+
+from rlflow.spec.data import DataSpec, FileSource, HubSource, ReasoningGymSource, parse_source
+
+
+@pytest.mark.parametrize(
+    ("text", "source"),
+    [
+        ("rows.jsonl#500", FileSource(path="rows.jsonl", sample=500)),
+        ("some/dir/rows.parquet", FileSource(path="some/dir/rows.parquet")),
+        ("./rows", FileSource(path="./rows")),
+        ("swift/self-cognition:qwen3#600", HubSource(id="swift/self-cognition", subset="qwen3", sample=600)),
+        ("HF::a/b:x/y#5", HubSource(id="a/b", subset="x/y", sample=5)),
+        ("org/name#5000", HubSource(id="org/name", sample=5000)),
+        ("gsm8k", HubSource(id="gsm8k")),
+        ("reasoning_gym:chain_sum#1000", ReasoningGymSource(task="chain_sum", size=1000)),
+    ],
+)
+def test_a_string_is_short_for_a_source(text, source):
+    assert DataSpec(sources=(text,)).sources == (source,)
+
+
+def test_an_existing_path_is_taken_whole(tmp_path):
+    odd = tmp_path / "a:b#3"
+    odd.mkdir()
+    assert parse_source(str(odd)) == {"type": "file", "path": str(odd)}
+    assert parse_source(f"{odd}#7") == {"type": "file", "path": str(odd), "sample": 7}
+
+
+def test_a_single_source_needs_no_list():
+    assert DataSpec.model_validate({"sources": "a.csv"}).sources == (FileSource(path="a.csv"),)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"sources": []}, "at least 1"),
+        ({"sources": ["rows.jsonl#many"]}, "must be a number of rows"),
+        ({"sources": ["MS::org/name"]}, "ModelScope is not supported"),
+        ({"sources": ["what is this"]}, "neither a file nor a data set id"),
+        ({"sources": ["a.csv"], "held_out": 1.5}, "not a fraction below 1.0"),
+        ({"sources": ["a.csv"], "held_out": -1}, "greater than or equal to 0"),
+        ({"sources": [{"type": "ftp", "path": "x"}]}, "reasoning_gym"),
+        ({"sources": ["a.csv"], "max_length": 3}, "max_length"),
+    ],
+)
+def test_mistakes_are_named(fields, message):
+    with pytest.raises(ValidationError, match=message):
+        DataSpec.model_validate(fields)
+
+
+def test_held_out_keeps_rows_and_fractions_apart():
+    assert isinstance(DataSpec(sources=("a.csv",), held_out=1).held_out, int)
+    assert DataSpec(sources=("a.csv",), held_out=0.1).held_out == 0.1
+
+
+def test_a_spec_survives_json():
+    spec = DataSpec(
+        sources=("a.csv#3", "reasoning_gym:chain_sum#10"), chat_template_kwargs={"enable_thinking": False}
+    )
+    assert DataSpec.model_validate_json(spec.model_dump_json()) == spec

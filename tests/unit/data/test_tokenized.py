@@ -1,0 +1,138 @@
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from rlflow.data.chat import render_prompt
+from rlflow.data.loss_weights import encode_conversation
+from rlflow.data.sources import load_sources
+from rlflow.data.tokenized import ConversationSet, tokenize_conversations, tokenize_prompts
+from rlflow.errors import DataError
+from rlflow.spec.data import DataSpec
+
+
+@pytest.fixture
+def path(write_jsonl):
+    return write_jsonl(
+        [{"query": f"{n}+{n}", "response": str(2 * n), "solution": str(2 * n)} for n in range(2500)]
+    )
+
+
+def load(tmp_path, path, **fields):
+    spec = DataSpec(sources=(path,), **fields)
+    return load_sources(spec, tmp_path / "cache"), spec
+
+
+def test_prompts_carry_tokens_text_messages_and_columns(tmp_path, path, characters):
+    rows, spec = load(tmp_path, path)
+    prompts = tokenize_prompts(rows, characters, spec, tmp_path / "tokens")
+    assert len(prompts) == 2500
+    prompt = prompts[2345]
+    text, ids = render_prompt(characters, rows[2345].messages, spec)
+    assert (prompt.prompt_id, prompt.text, prompt.prompt_ids) == (2345, text, ids)
+    assert prompt.messages == [{"role": "user", "content": "2345+2345"}]
+    assert prompt.columns == {"query": "2345+2345", "response": "4690", "solution": "4690"}
+    assert prompt.origin.endswith("rows.jsonl, row 2346")
+    assert prompts.lengths[2345] == len(ids)
+    assert prompts[-1].prompt_id == 2499
+
+
+def test_conversations_are_those_of_single_rows(tmp_path, path, characters):
+    rows, spec = load(tmp_path, path)
+    conversations = tokenize_conversations(rows, characters, spec, tmp_path / "tokens")
+    for index in (0, 999, 1000, 2499):
+        ids, weights = encode_conversation(characters, rows[index].messages, spec)
+        found_ids, found_weights = conversations[index]
+        assert (found_ids.dtype, found_weights.dtype) == (np.int32, np.float32)
+        assert (found_ids.tolist(), found_weights.tolist()) == (ids, weights)
+        assert conversations.lengths[index] == len(ids)
+    assert conversations.origin(1000).endswith("rows.jsonl, row 1001")
+
+
+def test_a_rank_opens_conversations_by_path_without_datasets(tmp_path, path, characters):
+    rows, spec = load(tmp_path, path)
+    conversations = tokenize_conversations(rows, characters, spec, tmp_path / "tokens")
+    code = (
+        "import sys; from rlflow.data.tokenized import ConversationSet\n"
+        f"ids, weights = ConversationSet.open({str(conversations.path)!r})[7]\n"
+        "assert not {'torch', 'transformers', 'datasets'} & set(sys.modules)\n"
+        "print(len(ids), weights.sum())"
+    )
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert output.split() == [str(conversations.lengths[7]), "3.0"]
+    assert len(ConversationSet.open(conversations.path)) == 2500
+
+
+def test_the_same_inputs_are_not_tokenised_again(tmp_path, path, characters, monkeypatch):
+    rows, spec = load(tmp_path, path)
+    first = tokenize_conversations(rows, characters, spec, tmp_path / "tokens")
+    os.utime(path)
+    rows, spec = load(tmp_path, path)
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("tokenised again")
+
+    monkeypatch.setattr(type(characters), "__call__", refuse)
+    again = tokenize_conversations(rows, characters, spec, tmp_path / "tokens")
+    assert again.path == first.path and again[3][0].tolist() == first[3][0].tolist()
+    with pytest.raises(AssertionError, match="tokenised again"):
+        tokenize_prompts(rows, characters, spec, tmp_path / "tokens")
+
+
+def test_other_inputs_give_another_file(tmp_path, path, write_jsonl, characters, byte_level):
+    rows, spec = load(tmp_path, path)
+    changed = write_jsonl([{"query": "1+1", "response": "2"}], "other.jsonl")
+    files = {
+        tokenize_conversations(rows, characters, spec, tmp_path / "tokens").path,
+        tokenize_conversations(rows, byte_level, spec, tmp_path / "tokens").path,
+        tokenize_conversations(rows.take([1, 0]), characters, spec, tmp_path / "tokens").path,
+        tokenize_conversations(load(tmp_path, changed)[0], characters, spec, tmp_path / "tokens").path,
+    }
+    for fields in (
+        {"loss": "all"},
+        {"system": "be kind"},
+        {"chat_template_kwargs": {"enable_thinking": False}},
+    ):
+        rows, spec = load(tmp_path, path, **fields)
+        files.add(tokenize_conversations(rows, characters, spec, tmp_path / "tokens").path)
+    assert len(files) == 7
+
+
+def test_a_row_beyond_the_limit_is_named(tmp_path, write_jsonl, characters):
+    path = write_jsonl([{"query": "1", "response": "2"}] * 16 + [{"query": "1" * 50, "response": "2" * 60}])
+    rows, spec = load(tmp_path, path, max_prompt_tokens=60, max_tokens=100)
+    with pytest.raises(
+        DataError, match=r"row 17: 69 tokens, more than data.max_prompt_tokens \(60\); raise it"
+    ):
+        tokenize_prompts(rows, characters, spec, tmp_path / "tokens")
+    with pytest.raises(DataError, match=r"row 17: 131 tokens, more than data.max_tokens \(100\); raise it"):
+        tokenize_conversations(rows, characters, spec, tmp_path / "tokens")
+    assert not list((tmp_path / "tokens").iterdir())
+
+
+def test_rows_beyond_the_limit_can_be_dropped(tmp_path, write_jsonl, characters, caplog):
+    path = write_jsonl([{"query": "1" * 50}, {"query": "7"}, {"query": "1" * 50}, {"query": "8"}])
+    rows, spec = load(tmp_path, path, max_prompt_tokens=60, overlong="drop")
+    for _ in range(2):
+        caplog.clear()
+        prompts = tokenize_prompts(rows, characters, spec, tmp_path / "tokens")
+        assert caplog.messages == ["dropped 2 of 4 rows longer than data.max_prompt_tokens (60)"]
+    assert (len(prompts), prompts.num_dropped) == (2, 2)
+    assert [prompt.columns["query"] for prompt in prompts] == ["7", "8"]
+    assert [prompt.prompt_id for prompt in prompts] == [0, 1]
+    assert prompts[1].origin.endswith("row 4")
+    rows, spec = load(tmp_path, path, max_prompt_tokens=5, overlong="drop")
+    with pytest.raises(DataError, match="every row is longer than 5 tokens"):
+        tokenize_prompts(rows, characters, spec, tmp_path / "tokens")
+
+
+@pytest.mark.parametrize("tokenize", [tokenize_prompts, tokenize_conversations])
+def test_a_row_that_cannot_be_rendered_is_named(tmp_path, write_jsonl, characters, tokenize):
+    call = {"role": "assistant", "content": "", "tool_calls": [{"name": "f"}]}
+    user = {"role": "user", "content": "hi"}
+    good = [user, {"role": "assistant", "content": "yo"}]
+    rows, spec = load(tmp_path, write_jsonl([{"messages": good}, {"messages": [user, call, user]}]))
+    with pytest.raises(DataError, match=r"rows.jsonl, row 2: the chat template refuses it"):
+        tokenize(rows, characters, spec, tmp_path / "tokens")
