@@ -51,7 +51,9 @@ class RewardActor:
     @ray.method(num_returns=2)
     def score(self, row: PromptRow, group: CompletionGroup) -> tuple[list[SampleScore], list[str]]:
         """Score a group: scores for the controller, and the completions' texts for logs."""
-        texts = self._tokenizer.batch_decode([c.token_ids for c in group.completions], skip_special_tokens=True)
+        texts = self._tokenizer.batch_decode(
+            [c.token_ids for c in group.completions], skip_special_tokens=True
+        )
         samples = [
             RewardSample(
                 prompt_id=group.prompt_id,

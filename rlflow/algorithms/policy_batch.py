@@ -76,11 +76,15 @@ def plan_policy_batch(groups: Sequence[ScoredGroup], settings: PolicyBatchSettin
             if settings.filter_overlong and groups[i].is_truncated[k]:
                 masked.add(len(samples))
             counted[i].append(len(samples))
-            samples.append(PolicySample(i, k, groups[i].prompt_tokens + groups[i].completion_tokens[k], advantage))
+            samples.append(
+                PolicySample(i, k, groups[i].prompt_tokens + groups[i].completion_tokens[k], advantage)
+            )
     trained_tokens = [groups[s.group].completion_tokens[s.completion] for s in samples]
     shares = _split([counted[i] for i in kept if counted[i]], settings.optimizer_steps)
     steps = [
-        _plan(share, masked, samples, trained_tokens, len(shares), settings) for share in shares if set(share) - masked
+        _plan(share, masked, samples, trained_tokens, len(shares), settings)
+        for share in shares
+        if set(share) - masked
     ]
     return PolicyBatch(
         samples=tuple(samples),

@@ -36,7 +36,10 @@ class LearnerGroup:
         address = await self._one(self._ranks[0].rendezvous.remote())
         world_size = len(self._ranks)
         built = await self._gather(
-            [rank.build.remote(self._setup, index, world_size, address) for index, rank in enumerate(self._ranks)]
+            [
+                rank.build.remote(self._setup, index, world_size, address)
+                for index, rank in enumerate(self._ranks)
+            ]
         )
         self.buckets = built[0]
         self.can_offload = await self._one(self._ranks[0].can_offload.remote())
@@ -51,7 +54,9 @@ class LearnerGroup:
         on_policy: bool,
     ) -> list[dict[str, float]]:
         """Metrics of each optimiser step."""
-        return await self._first("train_policy", ray.put(batch), list(groups), token_loss, list(learning_rates), on_policy)
+        return await self._first(
+            "train_policy", ray.put(batch), list(groups), token_loss, list(learning_rates), on_policy
+        )
 
     async def sampler_mismatch(
         self, batch: PolicyBatch, groups: Sequence[ObjectRef], token_loss: PolicyLoss
@@ -59,7 +64,9 @@ class LearnerGroup:
         """Metrics of a batch without training on it."""
         return await self._first("sampler_mismatch", ray.put(batch), list(groups), token_loss)
 
-    async def train_conversations(self, step: StepPlan, rows: Sequence[int], learning_rate: float) -> dict[str, float]:
+    async def train_conversations(
+        self, step: StepPlan, rows: Sequence[int], learning_rate: float
+    ) -> dict[str, float]:
         """Metrics of one optimiser step on tokenised rows."""
         return await self._first("train_conversations", step, list(rows), learning_rate)
 

@@ -38,7 +38,9 @@ class RolloutWorker:
 class RolloutGroup:
     """Starts engines, notices dead ones, and replaces them when the controller says so."""
 
-    def __init__(self, placement: Placement, plan: DevicePlan, setup: RolloutSetup, *, max_restarts: int) -> None:
+    def __init__(
+        self, placement: Placement, plan: DevicePlan, setup: RolloutSetup, *, max_restarts: int
+    ) -> None:
         self._placement, self._setup = placement, setup
         self._missing = plan.seats_of("rollout")
         self._restarts_left = max_restarts + len(self._missing)  # the first start of each seat counts too
@@ -90,7 +92,9 @@ class RolloutGroup:
 
     async def close(self) -> None:
         """Stop all engines and their processes."""
-        await asyncio.gather(*(worker.actor.close.remote() for worker in self.workers), return_exceptions=True)
+        await asyncio.gather(
+            *(worker.actor.close.remote() for worker in self.workers), return_exceptions=True
+        )
         for worker in self.workers:
             ray.kill(worker.actor)
         self.workers = []

@@ -53,7 +53,9 @@ class SampledBatch:
 class Sampler:
     """Feeds prompts to the rollout workers through a ledger, and finished groups to the reward workers."""
 
-    def __init__(self, rollouts: RolloutGroup, rewards: RewardGroup, *, groups_in_flight: int, deterministic: bool) -> None:
+    def __init__(
+        self, rollouts: RolloutGroup, rewards: RewardGroup, *, groups_in_flight: int, deterministic: bool
+    ) -> None:
         self._rollouts, self._rewards = rollouts, rewards
         self._groups_in_flight = groups_in_flight
         self._deterministic = deterministic
@@ -84,7 +86,10 @@ class Sampler:
         return SampledBatch(groups, generated - begin, end - generated)
 
     async def _serve_all(
-        self, ledger: PromptLedger[GroupRequest], row_of: Callable[[int], PromptRow], scoring: list[asyncio.Task[SampledGroup]]
+        self,
+        ledger: PromptLedger[GroupRequest],
+        row_of: Callable[[int], PromptRow],
+        scoring: list[asyncio.Task[SampledGroup]],
     ) -> None:
         """Run until all prompts are done or no worker is left."""
         tasks = [
@@ -119,7 +124,9 @@ class Sampler:
             await ledger.finish(request.slot)
             scoring.append(asyncio.create_task(self._score(summary, arrays, row_of(request.prompt_id))))
 
-    async def _lose(self, worker: RolloutWorker, ledger: PromptLedger[GroupRequest], error: Exception) -> None:
+    async def _lose(
+        self, worker: RolloutWorker, ledger: PromptLedger[GroupRequest], error: Exception
+    ) -> None:
         self._rollouts.mark_dead(worker, error)
         await ledger.give_back(worker.name)
         if not self._rollouts.workers:

@@ -62,7 +62,8 @@ class EngineVerification:
         summaries: list[GroupSummary] = list(await asyncio.gather(*(summary for summary, _ in references)))
         arrays: list[ObjectRef] = [group for _, group in references]
         groups = [
-            ScoredGroup(s.prompt_id, s.prompt_tokens, s.completion_tokens, (False,) * 2, (0.0, 1.0)) for s in summaries
+            ScoredGroup(s.prompt_id, s.prompt_tokens, s.completion_tokens, (False,) * 2, (0.0, 1.0))
+            for s in summaries
         ]
         batch = plan_policy_batch(groups, self._settings)
         await self._residency.to_learning()

@@ -105,6 +105,11 @@ class ConversationSet:
         """Tokens of every conversation."""
         return pc.call_function("list_value_length", [self._table["input_ids"]]).to_pylist()
 
+    @property
+    def loss_weight_sums(self) -> list[float]:
+        """Sum of the loss weights of every conversation."""
+        return [float(weights.values.to_numpy().sum()) for weights in self._table["loss_weights"]]
+
 
 def tokenize_prompts(
     rows: Rows, tokenizer: "PreTrainedTokenizerBase", spec: DataSpec, cache_dir: str | Path

@@ -36,7 +36,8 @@ class Segments:
         for start, length in zip(starts.tolist(), lengths, strict=False):
             groups.setdefault(length, []).append(start)
         by_length = tuple(
-            (length, (torch.tensor(begin)[:, None] + torch.arange(length)).to(device)) for length, begin in groups.items()
+            (length, (torch.tensor(begin)[:, None] + torch.arange(length)).to(device))
+            for length, begin in groups.items()
         )
         return cls(starts.to(device, torch.int32), max(lengths), by_length)
 
@@ -68,9 +69,13 @@ def segment_attention(
     window = kwargs.get("sliding_window") or getattr(module, "sliding_window", None)
     longest = rlflow_segments.longest if rlflow_segments else query.shape[2]
     if window is not None and window < longest:
-        raise LearnerError(f"sliding-window attention ({window} tokens) is not supported for sequences of {longest} tokens")
+        raise LearnerError(
+            f"sliding-window attention ({window} tokens) is not supported for sequences of {longest} tokens"
+        )
     if rlflow_segments is None:
-        output = scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=True)
+        output = scaled_dot_product_attention(
+            query, key, value, is_causal=True, scale=scaling, enable_gqa=True
+        )
     elif query.is_cuda:
         return _varlen(query, key, value, rlflow_segments, scaling), None
     else:
@@ -101,7 +106,9 @@ def _varlen(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scali
     return output[None]
 
 
-def _by_length(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scaling: float | None) -> Tensor:
+def _by_length(
+    query: Tensor, key: Tensor, value: Tensor, segments: Segments, scaling: float | None
+) -> Tensor:
     outputs, positions = [], []
     for _, positions_nL in segments.by_length:
         q, k, v = (x[0][:, positions_nL].transpose(0, 1) for x in (query, key, value))

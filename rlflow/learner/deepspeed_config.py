@@ -18,7 +18,10 @@ def deepspeed_config(spec: LearnerSpec, *, dtype: str, on_gpu: bool) -> dict[str
         "gradient_clipping": spec.max_grad_norm,
         "steps_per_print": 10**9,
         "zero_allow_untested_optimizer": True,
-        "optimizer": {"type": "AdamW", "params": {**_adam(spec), "torch_adam": not on_gpu and not spec.offload_optimizer}},
+        "optimizer": {
+            "type": "AdamW",
+            "params": {**_adam(spec), "torch_adam": not on_gpu and not spec.offload_optimizer},
+        },
         "zero_optimization": {
             "stage": spec.zero_stage,
             # Unmanaged accumulation allows overlap with stage 2 only.
@@ -28,7 +31,11 @@ def deepspeed_config(spec: LearnerSpec, *, dtype: str, on_gpu: bool) -> dict[str
             "stage3_param_persistence_threshold": 0,
             **offload,
         },
-        **({"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}} if dtype == "bfloat16" else {}),
+        **(
+            {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
+            if dtype == "bfloat16"
+            else {}
+        ),
     }
 
 

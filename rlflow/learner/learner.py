@@ -17,6 +17,7 @@ from rlflow.learner.load_model import load_causal_lm
 from rlflow.learner.policy_model import PolicyModel, count_parameters, trainable_parameters
 from rlflow.learner.process_group import RankInfo, join_process_group, leave_process_group
 from rlflow.learner.reference import AdapterReference, SwappedReference
+from rlflow.learner.residency import State, StateMover
 from rlflow.learner.sequences import MicroBatchTensors, TrainSequence, build_micro_batch
 from rlflow.spec.learner import LearnerSpec
 from rlflow.spec.model import ModelSpec
@@ -50,12 +51,28 @@ class Learner:
         self._reference = None
         if keep_reference:
             self._reference = AdapterReference(causal_lm) if model.lora else SwappedReference(self._policy)
-        self.exporter = WeightExporter(causal_lm) if bucket_bytes is None else WeightExporter(causal_lm, bucket_bytes)
+        self.exporter = (
+            WeightExporter(causal_lm) if bucket_bytes is None else WeightExporter(causal_lm, bucket_bytes)
+        )
+        self._mover = StateMover(self._engine, self._policy, on_gpu=self.device.type == "cuda")
         self.num_parameters = count_parameters(causal_lm)
+
+    # ---- residency
+
+    @property
+    def can_offload(self) -> bool:
+        """Whether the states can leave the device."""
+        return self._mover.can_offload
+
+    def move(self, state: State) -> float:
+        """Bring the states to `offloaded`, `weights` or `full`; returns the device memory in use, in GiB."""
+        return self._mover.move(state)
 
     # ---- training
 
-    def score(self, step: StepPlan, sequences: Mapping[int, TrainSequence], *, reference: bool = False) -> Scores:
+    def score(
+        self, step: StepPlan, sequences: Mapping[int, TrainSequence], *, reference: bool = False
+    ) -> Scores:
         """Log-probabilities of this rank's trained tokens: sequence -> float32 [n], under the policy or the reference."""
         if reference:
             assert self._reference is not None, "the learner was built without a reference"
@@ -107,7 +124,9 @@ class Learner:
                 _add(means, micro_batch, *self._token_losses(batch, token_loss, None, None))
         return self._reduced(means)
 
-    def _build(self, micro_batch: MicroBatch, sequences: Mapping[int, TrainSequence], step: StepPlan) -> MicroBatchTensors:
+    def _build(
+        self, micro_batch: MicroBatch, sequences: Mapping[int, TrainSequence], step: StepPlan
+    ) -> MicroBatchTensors:
         return build_micro_batch(
             micro_batch, sequences, step.token_weights, packing=self._spec.packing, device=self.device
         )
@@ -151,8 +170,13 @@ class Learner:
             known = [None] * self._info.world_size
             dist.all_gather_object(known, local)
         names = dict.fromkeys(name for rank_means in known for name in rank_means)
-        sums = {name: [sum(part) for part in zip(*(m[name] for m in known if name in m), strict=True)] for name in names}
-        return {name: total if name == "loss" else total / count for name, (total, count) in sums.items() if count}
+        sums = {
+            name: [sum(part) for part in zip(*(m[name] for m in known if name in m), strict=True)]
+            for name in names
+        }
+        return {
+            name: total if name == "loss" else total / count for name, (total, count) in sums.items() if count
+        }
 
     # ---- checkpoints
 
@@ -185,7 +209,9 @@ def _load(model_path: str, model: ModelSpec, spec: LearnerSpec, config: dict[str
         return load_causal_lm(model_path, model, gradient_checkpointing=spec.gradient_checkpointing)
     from transformers.integrations import HfDeepSpeedConfig
 
-    keep_alive = HfDeepSpeedConfig(config)  # transformers partitions weights while loading as long as this object lives
+    keep_alive = HfDeepSpeedConfig(
+        config
+    )  # transformers partitions weights while loading as long as this object lives
     causal_lm = load_causal_lm(model_path, model, gradient_checkpointing=spec.gradient_checkpointing)
     causal_lm.rlflow_deepspeed_config = keep_alive
     return causal_lm

@@ -37,18 +37,26 @@ def _config_fields(config: str | dict[str, Any]) -> dict[str, Any]:
     shapes = packaged_shapes()
     path = shapes.get(config, Path(config))
     if not path.is_file():
-        raise SpecError(f"model.random.config: {config} is neither a file nor a packaged shape ({', '.join(shapes)})")
+        raise SpecError(
+            f"model.random.config: {config} is neither a file nor a packaged shape ({', '.join(shapes)})"
+        )
     return json.loads(path.read_text())
 
 
-def create_random_model(spec: RandomModelSpec, dtype: str, tokenizer: Any, seed: int, directory: Path) -> None:
+def create_random_model(
+    spec: RandomModelSpec, dtype: str, tokenizer: Any, seed: int, directory: Path
+) -> None:
     """Write a model with random weights, and its tokenizer, as a transformers model directory."""
     from transformers import AutoModelForCausalLM
 
     config = model_config(spec)
     if spec.characters is not None:
         config.vocab_size = len(tokenizer)
-    config.eos_token_id, config.pad_token_id, config.bos_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id, None
+    config.eos_token_id, config.pad_token_id, config.bos_token_id = (
+        tokenizer.eos_token_id,
+        tokenizer.pad_token_id,
+        None,
+    )
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
     model.generation_config.eos_token_id = tokenizer.eos_token_id
@@ -75,7 +83,9 @@ def load_causal_lm(path: str, spec: ModelSpec, *, gradient_checkpointing: bool) 
     )
     missing = [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]
     if missing:
-        raise LearnerError(f"{path}: {len(missing)} weights are missing or have another shape, the first is {missing[0]}")
+        raise LearnerError(
+            f"{path}: {len(missing)} weights are missing or have another shape, the first is {missing[0]}"
+        )
     if gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model if spec.lora is None else _add_adapters(model, spec.lora, gradient_checkpointing)
@@ -86,7 +96,11 @@ def _add_adapters(model: Any, lora: LoraSpec, gradient_checkpointing: bool) -> A
 
     targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
     config = LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets, task_type="CAUSAL_LM"
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=targets,
+        task_type="CAUSAL_LM",
     )
     if gradient_checkpointing:
         model.enable_input_require_grads()

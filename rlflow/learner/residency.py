@@ -19,7 +19,9 @@ class StateMover:
 
     def __init__(self, engine: Any, model: nn.Module, *, on_gpu: bool) -> None:
         self._engine, self._parameters = engine, list(model.parameters())
-        self.can_offload = on_gpu and type(engine.optimizer).__name__.startswith("DeepSpeedZeroOptimizer_Stage3")
+        self.can_offload = on_gpu and type(engine.optimizer).__name__.startswith(
+            "DeepSpeedZeroOptimizer_Stage3"
+        )
         """Whether states can leave the device."""
         self._state: State = "full"
         self._mirrors: list[torch.Tensor] = []
@@ -42,7 +44,8 @@ class StateMover:
         if (self._state, state) == ("full", "weights"):
             self._engine.optimizer.empty_partition_cache()
             self._engine.offload_states(
-                include=[Kind.optim_states, Kind.hp_params, Kind.lp_grads, Kind.contiguous_grad_buffer], non_blocking=False
+                include=[Kind.optim_states, Kind.hp_params, Kind.lp_grads, Kind.contiguous_grad_buffer],
+                non_blocking=False,
             )
         elif (self._state, state) == ("weights", "full"):
             self._engine.reload_states()

@@ -10,24 +10,21 @@ from torch import Tensor
 from rlflow.algorithms.batch_plan import MicroBatch
 from rlflow.learner.attention import Segments
 
-FloatArray = np.ndarray
-IntArray = np.ndarray
-
 
 @dataclass(frozen=True, slots=True)
 class TrainSequence:
     """One sequence of L tokens."""
 
-    token_ids: IntArray
+    token_ids: np.ndarray
     """int [L]."""
-    loss_weights: FloatArray
+    loss_weights: np.ndarray
     """float32 [L]: weight of predicting each token; 0 where it is not trained. The first token never is."""
     advantage: float = 0.0
-    sampler_logprobs: FloatArray | None = None
+    sampler_logprobs: np.ndarray | None = None
     """float32 [L], NaN on tokens that were not sampled; None if the sampler did not report them."""
 
     @property
-    def trained(self) -> IntArray:
+    def trained(self) -> np.ndarray:
         """Positions of the trained tokens, int [n]."""
         return np.flatnonzero(self.loss_weights[1:]) + 1
 
@@ -85,10 +82,22 @@ def build_micro_batch(
         input_ids_BT=torch.from_numpy(input_ids).view(-1, row_length).to(device),
         position_ids_BT=torch.from_numpy(positions).view(-1, row_length).to(device),
         segments=Segments.from_lengths(lengths, device) if packing else None,
-        source_N=_tensor([start + t - 1 for start, t in zip(starts, trained, strict=True)], torch.int64, device),
-        targets_N=_tensor([s.token_ids[t] for s, t in zip(members, trained, strict=True)], torch.int64, device),
-        weights_N=_tensor([s.loss_weights[t] * w for s, t, w in zip(members, trained, scale, strict=True)], torch.float32, device),
-        advantages_N=_tensor([np.full(len(t), s.advantage) for s, t in zip(members, trained, strict=True)], torch.float32, device),
+        source_N=_tensor(
+            [start + t - 1 for start, t in zip(starts, trained, strict=True)], torch.int64, device
+        ),
+        targets_N=_tensor(
+            [s.token_ids[t] for s, t in zip(members, trained, strict=True)], torch.int64, device
+        ),
+        weights_N=_tensor(
+            [s.loss_weights[t] * w for s, t, w in zip(members, trained, scale, strict=True)],
+            torch.float32,
+            device,
+        ),
+        advantages_N=_tensor(
+            [np.full(len(t), s.advantage) for s, t in zip(members, trained, strict=True)],
+            torch.float32,
+            device,
+        ),
         sampler_logprobs_N=_tensor(
             [_sampler_logprobs(s, t) for s, t in zip(members, trained, strict=True)], torch.float32, device
         )
@@ -98,7 +107,7 @@ def build_micro_batch(
     )
 
 
-def _sampler_logprobs(sequence: TrainSequence, trained: IntArray) -> FloatArray:
+def _sampler_logprobs(sequence: TrainSequence, trained: np.ndarray) -> np.ndarray:
     if sequence.sampler_logprobs is None:
         return np.full(len(trained), np.nan)
     return sequence.sampler_logprobs[trained]

@@ -33,7 +33,9 @@ class RolloutEngine:
         self._request_ids = itertools.count()
 
     @classmethod
-    def start(cls, model_path: str, spec: RolloutSpec, *, dtype: str, max_model_tokens: int, seed: int) -> "RolloutEngine":
+    def start(
+        cls, model_path: str, spec: RolloutSpec, *, dtype: str, max_model_tokens: int, seed: int
+    ) -> "RolloutEngine":
         """Start the engine's processes; takes tens of seconds. Call it inside a running event loop."""
         on_gpu = _prepare_environment(spec)
         from vllm import AsyncEngineArgs
@@ -87,7 +89,9 @@ class RolloutEngine:
             attempt=request.attempt,
             weight_version=version,
             prompt_ids=request.prompt_ids,
-            completions=tuple(_completion(sample) for sample in sorted(output.outputs, key=lambda sample: sample.index)),
+            completions=tuple(
+                _completion(sample) for sample in sorted(output.outputs, key=lambda sample: sample.index)
+            ),
         )
 
     def _sampling(self, request: GroupRequest) -> Any:
@@ -141,7 +145,9 @@ class RolloutEngine:
         """All buckets have been sent: finish loading, and forget prefixes cached under older weights."""
         await self._update_rpc("rlflow_finish_update")
         if not await self._engine.reset_prefix_cache():
-            raise WeightSyncError("the prefix cache could not be reset: requests were running during a weight sync")
+            raise WeightSyncError(
+                "the prefix cache could not be reset: requests were running during a weight sync"
+            )
         self.weight_version = version
 
     async def _update_rpc(self, method: str, *arguments: bytes) -> None:
@@ -188,7 +194,10 @@ def _completion(sample: Any) -> Completion:
     logprobs = None
     if sample.logprobs is not None:
         logprobs = np.fromiter(
-            (position[token].logprob for position, token in zip(sample.logprobs, sample.token_ids, strict=True)),
+            (
+                position[token].logprob
+                for position, token in zip(sample.logprobs, sample.token_ids, strict=True)
+            ),
             dtype=np.float32,
             count=len(token_ids),
         )

@@ -6,4 +6,6 @@ from pydantic import BaseModel, ConfigDict
 class Spec(BaseModel):
     """A typed, frozen piece of a job spec. Unknown fields are errors; a docstring under a field is its description."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True
+    )

@@ -66,13 +66,18 @@ class GrpoJob(_JobSpec):
     def _consistent(self) -> Self:
         resolve_names(self.rewards)
         if self.rollout.num_generations < 2 and self.grpo.scale_rewards == "group":
-            raise ValueError("rollout.num_generations: a group needs at least 2 completions for grpo.scale_rewards: group")
+            raise ValueError(
+                "rollout.num_generations: a group needs at least 2 completions for grpo.scale_rewards: group"
+            )
         if self.prompts_per_step % self.grpo.optimizer_steps_per_batch:
             raise ValueError(
                 f"prompts_per_step: {self.prompts_per_step} prompts cannot be split evenly into "
                 f"grpo.optimizer_steps_per_batch = {self.grpo.optimizer_steps_per_batch} optimiser steps"
             )
-        if self.grpo.sampler_correction.mode != "none" and self.rollout.sampler_logprobs in ("sample", "none"):
+        if self.grpo.sampler_correction.mode != "none" and self.rollout.sampler_logprobs in (
+            "sample",
+            "none",
+        ):
             raise ValueError(
                 "rollout.sampler_logprobs: grpo.sampler_correction needs the sampler's log-probabilities; use auto or all"
             )

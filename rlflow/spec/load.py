@@ -26,7 +26,9 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{key} is given twice", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{key} is given twice", key_node.start_mark
+                )
             seen.add(key)
         return super().construct_mapping(node, deep)
 
@@ -50,7 +52,9 @@ def load_job(path: str | Path, overrides: Sequence[str] = ()) -> SftJob | GrpoJo
     return parse_job(read_yaml(path), overrides, origin=str(path))
 
 
-def parse_job(document: dict[str, Any], overrides: Sequence[str] = (), *, origin: str = "spec") -> SftJob | GrpoJob:
+def parse_job(
+    document: dict[str, Any], overrides: Sequence[str] = (), *, origin: str = "spec"
+) -> SftJob | GrpoJob:
     """Validate a job spec given as plain data."""
     document = json.loads(json.dumps(document))
     for override in overrides:
@@ -92,18 +96,28 @@ def spec_hash(job: SftJob | GrpoJob) -> str:
 
 def _unknown_kind(kind: Any) -> str:
     known = ", ".join(_KINDS)
-    return f"missing; one of {known}" if kind is None else f"unknown kind {kind!r}{_nearest(str(kind), _KINDS)}; one of {known}"
+    return (
+        f"missing; one of {known}"
+        if kind is None
+        else f"unknown kind {kind!r}{_nearest(str(kind), _KINDS)}; one of {known}"
+    )
 
 
 def _apply_override(document: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     parts = key.split(".")
     if not separator or not all(parts):
-        raise SpecError(f"override {override!r}: write key=value, with dots between the names of nested fields")
+        raise SpecError(
+            f"override {override!r}: write key=value, with dots between the names of nested fields"
+        )
     value = yaml.load(text, Loader=_UniqueKeyLoader)
     target: Any = document
     for i, part in enumerate(parts[:-1]):
-        target = target[int(part)] if isinstance(target, list) and _is_index(part, target) else _descend(target, part, parts[: i + 1])
+        target = (
+            target[int(part)]
+            if isinstance(target, list) and _is_index(part, target)
+            else _descend(target, part, parts[: i + 1])
+        )
     if isinstance(target, list) and _is_index(parts[-1], target):
         target[int(parts[-1])] = value
     elif isinstance(target, dict):
@@ -141,13 +155,15 @@ def _problem(item: dict[str, Any], model: type[BaseModel]) -> str:
     return f"{path}: {message} (got {item['input']!r})"
 
 
-def _named_location(location: tuple[int | str, ...], model: type[BaseModel]) -> tuple[list[int | str], type[BaseModel] | None]:
+def _named_location(
+    location: tuple[int | str, ...], model: type[BaseModel]
+) -> tuple[list[int | str], type[BaseModel] | None]:
     """The path as the user wrote it (without pydantic's union tags), and the model that holds its last part."""
     path: list[int | str] = []
     owners: list[type[BaseModel]] = [model]
     holder: type[BaseModel] | None = model
     for position, part in enumerate(location):
-        if isinstance(part, str) and part in _tags(owners) and not (part in _fields(owners)):
+        if isinstance(part, str) and part in _tags(owners) and part not in _fields(owners):
             owners = [owner for owner in owners if part in _tags([owner])]
             holder = owners[0]
             continue
@@ -155,7 +171,12 @@ def _named_location(location: tuple[int | str, ...], model: type[BaseModel]) -> 
         if isinstance(part, str):
             holder = owners[0] if owners else None
             if position < len(location) - 1:
-                owners = [m for owner in owners if part in owner.model_fields for m in _models_in(owner.model_fields[part].annotation)]
+                owners = [
+                    m
+                    for owner in owners
+                    if part in owner.model_fields
+                    for m in _models_in(owner.model_fields[part].annotation)
+                ]
     return path, holder
 
 

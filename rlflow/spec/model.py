@@ -67,5 +67,9 @@ class ModelSpec(Spec):
     def label(self) -> str:
         """A short name for logs and job metadata."""
         if self.random is not None:
-            return self.random.config if isinstance(self.random.config, str) else f"random {self.random.config.get('model_type')}"
+            return (
+                self.random.config
+                if isinstance(self.random.config, str)
+                else f"random {self.random.config.get('model_type')}"
+            )
         return self.path or f"run {self.from_run}"

@@ -1,0 +1,141 @@
+"""What a loop may ask of the cluster: the protocols it is written against."""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from rlflow.algorithms.batch_plan import StepPlan
+from rlflow.algorithms.losses import PolicyLoss
+from rlflow.algorithms.policy_batch import PolicyBatch, ScoredGroup
+from rlflow.rollout.completions import GroupRequest, GroupSummary
+
+
+class RowHandle(Protocol):
+    """A prompt's row."""
+
+    @property
+    def text(self) -> str:
+        """The rendered prompt."""
+        ...
+
+
+RowOf = Callable[[int], Any]
+
+
+class ScoreHandle(Protocol):
+    """Rewards of one completion."""
+
+    @property
+    def total(self) -> float | None: ...
+    @property
+    def by_name(self) -> Mapping[str, float | None]: ...
+    @property
+    def failures(self) -> Sequence[Any]: ...
+
+
+class GroupHandle(Protocol):
+    """A sampled and scored group: scalars, and opaque references to its arrays and texts."""
+
+    @property
+    def summary(self) -> GroupSummary: ...
+    @property
+    def scores(self) -> Sequence[ScoreHandle]: ...
+    @property
+    def arrays(self) -> Any: ...
+    def scored(self) -> ScoredGroup: ...
+
+
+class BatchHandle(Protocol):
+    """A sampled batch."""
+
+    @property
+    def groups(self) -> Sequence[GroupHandle]: ...
+    @property
+    def reward_seconds(self) -> float: ...
+
+
+class PromptTable(Protocol):
+    """Prompts by number."""
+
+    def __len__(self) -> int: ...
+    def prompt_ids(self, index: int) -> np.ndarray:
+        """Token ids, int32 [p]."""
+        ...
+
+    def row(self, index: int) -> Any:
+        """The row, as rewards see it."""
+        ...
+
+
+class SamplerHandle(Protocol):
+    """Samples and scores."""
+
+    async def sample(
+        self, requests: Sequence[GroupRequest], row_of: RowOf, recover: Callable[[], Awaitable[None]]
+    ) -> Any:
+        """Groups in the order of prompt ids."""
+        ...
+
+    async def texts(self, groups: Sequence[Any]) -> list[list[str]]:
+        """The completions' texts."""
+        ...
+
+
+class HandOverHandle(Protocol):
+    """Turns on the devices."""
+
+    @property
+    def weight_version(self) -> int:
+        """Version the samplers hold."""
+        ...
+
+    async def to_learning(self) -> None:
+        """The learner's turn."""
+        ...
+
+    async def to_sampling(self) -> None:
+        """The samplers' turn, with the learner's weights."""
+        ...
+
+    async def recover(self) -> None:
+        """Start engines after all have died, with the learner's weights."""
+        ...
+
+
+class PolicyLearner(Protocol):
+    """Trains on sampled groups."""
+
+    async def train_policy(
+        self,
+        batch: PolicyBatch,
+        groups: Sequence[Any],
+        token_loss: PolicyLoss,
+        learning_rates: Sequence[float],
+        *,
+        on_policy: bool,
+    ) -> list[Mapping[str, float]]:
+        """Metrics of each optimiser step."""
+        ...
+
+
+class ConversationLearner(Protocol):
+    """Trains on tokenised conversations."""
+
+    async def train_conversations(
+        self, step: StepPlan, rows: Sequence[int], learning_rate: float
+    ) -> dict[str, float]:
+        """Metrics of an optimiser step."""
+        ...
+
+    async def evaluate_conversations(self, step: StepPlan, rows: Sequence[int]) -> dict[str, float]:
+        """Metrics without training."""
+        ...
+
+
+class CheckpointHandle(Protocol):
+    """Writes checkpoints."""
+
+    async def save(self, step: int, state: dict[str, int]) -> None:
+        """Write a complete checkpoint, then remove older ones."""
+        ...

@@ -1,0 +1,42 @@
+"""What a loop writes while it runs: metrics, completions, progress and status, in one place."""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rlflow.observe.clock import StepClock
+from rlflow.observe.progress import Progress
+from rlflow.observe.run_dir import RunDirectory
+from rlflow.observe.sinks import Sinks
+
+
+class Journal:
+    """Writes a run's record. Evaluations are added to the row of the step they follow."""
+
+    def __init__(self, run: RunDirectory, sinks: Sinks, progress: Progress, total_steps: int) -> None:
+        self._run, self._sinks, self._progress, self._total_steps = run, sinks, progress, total_steps
+
+    def clock(self) -> StepClock:
+        """A clock for the next step; its phases are shown."""
+        return StepClock(self._progress.phase)
+
+    def phase(self, name: str) -> None:
+        """Show what the run does, outside of steps."""
+        self._progress.phase(name)
+
+    def step(self, step: int, metrics: Mapping[str, Any], *clocks: StepClock) -> None:
+        """Record a finished step."""
+        row = {"step": step, "time": time.time(), **metrics}
+        for clock in clocks:
+            row.update(clock.metrics())
+        self._sinks.write(row)
+        self._progress.step(row)
+        self._run.write_status("running", step=step, total_steps=self._total_steps)
+
+    def completions(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Record a step's completions."""
+        self._run.write_completions(step, rows)
+
+    def note(self, message: str) -> None:
+        """Tell the user something."""
+        self._progress.note(message)
