@@ -34,7 +34,7 @@ class Residency:
     async def to_learning(self) -> None:
         """Engines sleep; the learner holds everything."""
         if self.rollout is not Holding.OFFLOADED:
-            if self._rollouts.can_sleep:
+            if self._rollouts.can_sleep and self._rollouts.workers:
                 await self._rollouts.call("sleep")
             self.rollout = Holding.OFFLOADED
         await self._move_learner(Holding.FULL)
@@ -46,7 +46,7 @@ class Residency:
         if self._rollouts.can_sleep:
             await self._rollouts.call("wake_weights")
         self.rollout = Holding.WEIGHTS
-        await self._weights.send()
+        await self._weights.send(self._learner)
         await self._move_learner(Holding.OFFLOADED)
         if self._rollouts.can_sleep:
             await self._rollouts.call("wake_cache")

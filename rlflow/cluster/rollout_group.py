@@ -75,6 +75,11 @@ class RolloutGroup:
             self._missing.append(worker.seat)
             ray.kill(worker.actor)
 
+    def mark_all_dead(self, error: Exception) -> None:
+        """Take all workers out: their weights are not one version's."""
+        for worker in list(self.workers):
+            self.mark_dead(worker, error)
+
     async def call(self, method: str, *arguments: Any) -> list[Any]:
         """Call a method of every live worker. Dead ones are marked; `RolloutsLost` if none is left."""
         workers = list(self.workers)

@@ -85,6 +85,10 @@ class Sampler:
         groups.sort(key=lambda group: (group.summary.prompt_id, group.summary.slot))
         return SampledBatch(groups, generated - begin, end - generated)
 
+    async def texts(self, groups: Sequence[SampledGroup]) -> list[list[str]]:
+        """The completions' texts, by group."""
+        return list(await asyncio.gather(*(group.texts for group in groups)))
+
     async def _serve_all(
         self,
         ledger: PromptLedger[GroupRequest],

@@ -111,7 +111,7 @@ def gathered(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
     if not any(hasattr(parameter, "ds_id") for parameter in parameters):
         yield
         return
-    from deepspeed.zero import GatheredParameters
+    from deepspeed.runtime.zero.partition_parameters import GatheredParameters
 
     with GatheredParameters(list(parameters)):
         yield

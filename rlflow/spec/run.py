@@ -1,5 +1,7 @@
 """Where a run writes, how often, and what makes it repeatable."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from rlflow.spec.base import Spec
@@ -16,6 +18,8 @@ class RunSpec(Spec):
     """Seed of everything random in training and sampling (data splits have their own seed)."""
     deterministic: bool = False
     """Assign prompts statically and seed every request, so that a run can be repeated exactly."""
+    device: Literal["auto", "gpu", "cpu"] = "auto"
+    """Run on GPUs or on the processor; auto: on GPUs if the cluster has any."""
     save_every: int = Field(100, ge=1)
     """Steps between checkpoints; the last step is always saved."""
     keep_checkpoints: int = Field(2, ge=1)

@@ -1,0 +1,119 @@
+"""What a run needs before any actor starts: its model's directory, tokenizer and tokenised rows."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlflow.actors.reward import PromptRow
+from rlflow.data.rows import Rows
+from rlflow.data.tokenized import PromptSet, tokenize_conversations, tokenize_prompts
+from rlflow.errors import DataError, SpecError
+from rlflow.observe.run_dir import RunDirectory
+from rlflow.spec.jobs import GrpoJob, SftJob
+from rlflow.spec.model import ModelSpec, RandomModelSpec
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedModel:
+    """A model that learner and engines can load."""
+
+    path: str
+    """Directory or hub id."""
+    tokenizer_path: str
+    """Directory of the tokenizer with the chat template that the job uses."""
+    tokenizer: Any
+
+
+def prepare_model(job: SftJob | GrpoJob, run: RunDirectory) -> PreparedModel:
+    """Find or create the model; write the job's tokenizer into the run directory. Raises `UserError`."""
+    from rlflow.data.chat import load_tokenizer
+
+    path = _create_random(job.model.random, job, run) if job.model.random else model_path(job.model, Path(job.run.dir))
+    tokenizer = load_tokenizer(path, job.data)
+    tokenizer_path = run.path / "tokenizer"
+    tokenizer.save_pretrained(tokenizer_path)
+    return PreparedModel(path, str(tokenizer_path), tokenizer)
+
+
+def model_path(model: ModelSpec, runs: Path) -> str:
+    """Path or hub id of a model that exists already."""
+    if model.from_run is None:
+        assert model.path is not None
+        return str(Path(model.path).absolute()) if Path(model.path).is_dir() else model.path
+    run = RunDirectory(runs / model.from_run)
+    linked, latest = run.path / "model", run.latest_checkpoint()
+    if linked.is_dir():
+        return str(linked.resolve())
+    if latest is not None:
+        return str(latest[1] / "model")
+    raise SpecError(f"model.from_run: {model.from_run} has no model in {runs}; run that job first")
+
+
+def _create_random(spec: RandomModelSpec, job: SftJob | GrpoJob, run: RunDirectory) -> str:
+    """Write the random model once; a resumed run finds it there. Made in a Ray task: the driver imports no torch."""
+    import ray
+
+    directory = run.path / "initial_model"
+    if not (directory / "config.json").is_file():
+        ray.get(ray.remote(_write_random_model).options(num_cpus=0).remote(spec, job.model.dtype, job.run.seed, str(directory)))
+    return str(directory)
+
+
+def _write_random_model(spec: RandomModelSpec, dtype: str, seed: int, directory: str) -> None:
+    from transformers import AutoTokenizer
+
+    from rlflow.data.characters import build_character_tokenizer
+    from rlflow.learner.load_model import create_random_model
+
+    if spec.characters is not None:
+        tokenizer = build_character_tokenizer(spec.characters)
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(spec.tokenizer)
+    create_random_model(spec, dtype, tokenizer, seed, Path(directory))
+
+
+def load_rows(job: SftJob | GrpoJob, run: RunDirectory) -> tuple[Rows, Rows]:
+    """Training rows and held-out rows."""
+    from rlflow.data.sources import load_sources
+    from rlflow.data.split import split_held_out
+
+    train, held_out = split_held_out(load_sources(job.data, cache_dir(run)), job.data)
+    if len(train) == 0:
+        raise DataError("data.held_out: no row is left to train on")
+    return train, held_out
+
+
+def cache_dir(run: RunDirectory) -> Path:
+    """Where tokenised rows lie."""
+    return run.path / "data"
+
+
+class PromptRows:
+    """Prompts by number, as loops and rewards see them."""
+
+    def __init__(self, prompts: PromptSet) -> None:
+        self._prompts = prompts
+
+    def __len__(self) -> int:
+        return len(self._prompts)
+
+    def prompt_ids(self, index: int) -> np.ndarray:
+        """Token ids, int32 [p]."""
+        return np.asarray(self._prompts[index].prompt_ids, dtype=np.int32)
+
+    def row(self, index: int) -> PromptRow:
+        """What rewards get of the row."""
+        prompt = self._prompts[index]
+        return PromptRow([dict(message) for message in prompt.messages], prompt.text, prompt.columns)
+
+
+def prepare_prompts(rows: Rows, tokenizer: Any, job: GrpoJob, run: RunDirectory) -> PromptRows:
+    """Tokenise prompts, or map what an earlier start of the run has tokenised."""
+    return PromptRows(tokenize_prompts(rows, tokenizer, job.data, cache_dir(run)))
+
+
+def prepare_conversations(rows: Rows, tokenizer: Any, job: SftJob, run: RunDirectory) -> Any:
+    """Tokenise conversations, or map what an earlier start of the run has tokenised."""
+    return tokenize_conversations(rows, tokenizer, job.data, cache_dir(run))

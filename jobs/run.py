@@ -1,0 +1,154 @@
+"""The entry point of every job: `python -m rlflow.jobs.run SPEC… [key=value …]`, and `rlflow run`."""
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.logging import RichHandler
+
+from rlflow.cluster.session import choose_device, connect, dashboard_url
+from rlflow.errors import RlflowError, SpecError, UserError
+from rlflow.jobs.context import JobContext, Machine
+from rlflow.jobs.grpo import run_grpo_job
+from rlflow.jobs.length import total_steps
+from rlflow.jobs.sft import run_sft_job
+from rlflow.observe.journal import Journal
+from rlflow.observe.progress import Progress
+from rlflow.observe.report import write_report
+from rlflow.observe.run_dir import RunDirectory
+from rlflow.observe.sinks import JsonlSink, RayMetricsSink, Sinks, TensorBoardSink
+from rlflow.observe.table import RunSummary, print_summary
+from rlflow.spec.jobs import GrpoJob, SftJob
+from rlflow.spec.load import load_job, resolved
+
+EXIT_DONE, EXIT_FAILED, EXIT_USER_ERROR = 0, 1, 2
+logger = logging.getLogger("rlflow")
+
+
+def run_specs(paths: Sequence[str], overrides: Sequence[str]) -> int:
+    """Run one or more specs in order; returns the exit code. Raises `UserError` before anything is started."""
+    jobs = [(path, load_job(path, overrides)) for path in paths]
+    console = Console(highlight=False)
+    _log_to(console)
+    machine = _machine(jobs)
+    summaries = [_run_job(path, job, machine, console) for path, job in jobs]
+    print_summary(summaries, console)
+    return EXIT_DONE
+
+
+def _run_job(path: str, job: SftJob | GrpoJob, machine: Machine, console: Console) -> RunSummary:
+    run = RunDirectory(Path(job.run.dir) / job.run.name)
+    begin = time.time()
+    with run.lock():
+        if not _is_finished(run, job):
+            _open_run(run, path, job)
+            _train(run, job, machine, console)
+    return _summary(run, job, time.time() - begin)
+
+
+def _is_finished(run: RunDirectory, job: SftJob | GrpoJob) -> bool:
+    if not run.exists:
+        return False
+    difference = run.spec_difference(resolved(job))
+    if difference is not None:
+        raise SpecError(
+            f"run.name: {run.path} holds a run of another spec (it differs at {difference}); choose another run.name, or remove it"
+        )
+    status = run.read_status()
+    return status is not None and status.state == "succeeded"
+
+
+def _open_run(run: RunDirectory, path: str, job: SftJob | GrpoJob) -> None:
+    if not run.exists:
+        run.create(Path(path).read_text(encoding="utf-8"), resolved(job))
+    run.write_status("starting")
+
+
+def _train(run: RunDirectory, job: SftJob | GrpoJob, machine: Machine, console: Console) -> None:
+    """Run the job and write its status, whatever happens."""
+    steps = job.steps or 0
+    sinks = Sinks([JsonlSink(run), TensorBoardSink(run.path / "tensorboard"), RayMetricsSink(job.run.name, job.kind)])
+    try:
+        with Progress(job.run.name, steps, job.kind, console) as progress:
+            context = JobContext(run, Journal(run, sinks, progress, steps), machine, os.getcwd())
+            asyncio.run(_until_stopped(job, context))
+        latest = run.latest_checkpoint()
+        assert latest is not None
+        run.link_model(latest[0])
+        run.write_status("succeeded")
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        run.write_status("stopped", message="stopped by a signal; the same command goes on from the latest checkpoint")
+        raise KeyboardInterrupt from None
+    except BaseException as error:
+        run.write_status("failed", message=str(error) or type(error).__name__)
+        raise
+    finally:
+        sinks.close()
+        write_report(run)
+
+
+async def _until_stopped(job: SftJob | GrpoJob, context: JobContext) -> None:
+    """Run the loop; a SIGTERM (`ray job stop`, a scheduler) cancels it."""
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    if isinstance(job, SftJob):
+        await run_sft_job(job, context)
+    else:
+        await run_grpo_job(job, context)
+
+
+def _machine(jobs: Sequence[tuple[str, SftJob | GrpoJob]]) -> Machine:
+    resources = connect()
+    url = dashboard_url()
+    if url:
+        logger.info(f"Ray dashboard: {url}")
+    devices = {choose_device(job.run.device, resources) for _, job in jobs}
+    if len(devices) > 1:
+        raise SpecError("run.device: specs that run together must use the same kind of device")
+    return Machine(devices.pop(), int(resources.get("CPU", 1)))
+
+
+def _summary(run: RunDirectory, job: SftJob | GrpoJob, seconds: float) -> RunSummary:
+    values = [value for row in run.read_metrics() if (value := row.get("eval_accuracy")) is not None]
+    return RunSummary(
+        name=job.run.name,
+        kind=job.kind,
+        metric="held-out accuracy",
+        before=values[0] if len(values) > 1 else None,
+        after=values[-1] if values else None,
+        time_s=seconds,
+        model_path=run.path / "model",
+        report_path=run.path / "report.html",
+    )
+
+
+def _log_to(console: Console) -> None:
+    handler = RichHandler(console=console, show_time=False, show_path=False, show_level=False)
+    logger.handlers[:] = [handler]
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run, and turn errors into exit codes."""
+    paths = [a for a in arguments if "=" not in a or Path(a).is_file()]
+    overrides = [a for a in arguments if a not in paths]
+    try:
+        return run_specs(paths, overrides)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return EXIT_USER_ERROR
+    except RlflowError as error:
+        print(error, file=sys.stderr)
+        return EXIT_FAILED
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

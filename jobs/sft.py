@@ -1,0 +1,72 @@
+"""Assembles and runs an SFT job."""
+
+from typing import Any
+
+from rlflow.actors.learner import LearnerSetup
+from rlflow.cluster.checkpoints import Checkpoints
+from rlflow.cluster.devices import DevicePlan, plan_devices
+from rlflow.cluster.learner_group import LearnerGroup
+from rlflow.cluster.placement import Placement
+from rlflow.data.order import RowOrder
+from rlflow.jobs.context import JobContext
+from rlflow.jobs.length import total_steps
+from rlflow.jobs.prepare import load_rows, prepare_conversations, prepare_model
+from rlflow.jobs.recovery import with_learner_restarts
+from rlflow.loops.sft import ConversationLengths, SftLoop
+from rlflow.loops.state import LoopState
+from rlflow.spec.jobs import SftJob
+
+
+async def run_sft_job(job: SftJob, context: JobContext) -> None:
+    """Train to the end, or from the latest checkpoint to the end."""
+    rows, held_out_rows = load_rows(job, context.run)
+    model = prepare_model(job, context.run)
+    train = prepare_conversations(rows, model.tokenizer, job, context.run)
+    held_out = prepare_conversations(held_out_rows, model.tokenizer, job, context.run)
+    setup = LearnerSetup(
+        model_path=model.path,
+        tokenizer_path=model.tokenizer_path,
+        model=job.model,
+        learner=job.learner,
+        temperature=1.0,
+        seed=job.run.seed,
+        keep_reference=False,
+        num_threads=context.machine.threads(job.learner.num_ranks),
+        conversations=(str(train.path), str(held_out.path)),
+    )
+    devices = sft_devices(job, context.machine.device)
+    placement = Placement(job.run.name, devices)
+
+    async def run_once() -> None:
+        learner = LearnerGroup(placement, devices, setup)
+        await learner.build()
+        checkpoints = Checkpoints(context.run, learner, keep=job.run.keep_checkpoints)
+        stored = await checkpoints.restore()
+        await SftLoop(
+            spec=job,
+            total_steps=total_steps(job, len(train)),
+            learner=learner,
+            train=_lengths(train),
+            held_out=_lengths(held_out),
+            order=RowOrder(len(train), job.run.seed, job.data.shuffle),
+            checkpoints=checkpoints,
+            journal=context.journal,
+            state=LoopState.from_dict(stored) if stored else LoopState(),
+        ).run()
+        await learner.close()
+
+    try:
+        await with_learner_restarts(run_once, job.run.max_restarts, context.journal)
+    finally:
+        placement.remove()
+
+
+def sft_devices(job: SftJob, device: Any) -> DevicePlan:
+    """One device a learner rank."""
+    return plan_devices(
+        device=device, learner_ranks=job.learner.num_ranks, rollout_workers=0, tensor_parallel_size=1, reward_workers=0
+    )
+
+
+def _lengths(conversations: Any) -> ConversationLengths:
+    return ConversationLengths(conversations.lengths, conversations.loss_weight_sums)
