@@ -14,6 +14,7 @@ class Machine:
     device: Literal["gpu", "cpu"]
     num_cpus: int
     """CPUs that workers on a machine without GPU share."""
+    num_gpus: int
 
     def threads(self, workers: int) -> int | None:
         """CPU threads of each of `workers` that compute at the same time; None on GPUs: torch's default."""

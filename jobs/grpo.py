@@ -8,6 +8,7 @@ from rlflow.actors.learner import LearnerSetup
 from rlflow.actors.reward import RewardSetup
 from rlflow.actors.rollout import RolloutSetup
 from rlflow.cluster.checkpoints import Checkpoints
+from rlflow.cluster.closing import close_run
 from rlflow.cluster.devices import DevicePlan, plan_devices
 from rlflow.cluster.hand_over import HandOver
 from rlflow.cluster.learner_group import LearnerGroup
@@ -71,9 +72,7 @@ async def run_grpo_job(job: GrpoJob, context: JobContext) -> None:
     try:
         await with_learner_restarts(run_once, job.run.max_restarts, context.journal)
     finally:
-        await rollouts.close()
-        await rewards.close()
-        placement.remove()
+        await close_run(placement, rollouts.close(), rewards.close())
 
 
 def grpo_devices(job: GrpoJob, device: Any) -> DevicePlan:

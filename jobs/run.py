@@ -14,9 +14,9 @@ from rich.logging import RichHandler
 
 from rlflow.cluster.session import choose_device, connect, dashboard_url
 from rlflow.errors import RlflowError, SpecError, UserError
+from rlflow.jobs.checks import check_jobs, check_specs
 from rlflow.jobs.context import JobContext, Machine
 from rlflow.jobs.grpo import run_grpo_job
-from rlflow.jobs.length import total_steps
 from rlflow.jobs.sft import run_sft_job
 from rlflow.observe.journal import Journal
 from rlflow.observe.progress import Progress
@@ -36,7 +36,9 @@ def run_specs(paths: Sequence[str], overrides: Sequence[str]) -> int:
     jobs = [(path, load_job(path, overrides)) for path in paths]
     console = Console(highlight=False)
     _log_to(console)
+    check_specs([job for _, job in jobs])
     machine = _machine(jobs)
+    check_jobs([job for _, job in jobs], machine)
     summaries = [_run_job(path, job, machine, console) for path, job in jobs]
     print_summary(summaries, console)
     return EXIT_DONE
@@ -83,7 +85,7 @@ def _train(run: RunDirectory, job: SftJob | GrpoJob, machine: Machine, console: 
         run.link_model(latest[0])
         run.write_status("succeeded")
     except (KeyboardInterrupt, asyncio.CancelledError):
-        run.write_status("stopped", message="stopped by a signal; the same command goes on from the latest checkpoint")
+        _write_stopped(run)
         raise KeyboardInterrupt from None
     except BaseException as error:
         run.write_status("failed", message=str(error) or type(error).__name__)
@@ -94,14 +96,23 @@ def _train(run: RunDirectory, job: SftJob | GrpoJob, machine: Machine, console: 
 
 
 async def _until_stopped(job: SftJob | GrpoJob, context: JobContext) -> None:
-    """Run the loop; a SIGTERM (`ray job stop`, a scheduler) cancels it."""
+    """Run the loop; a SIGTERM (`ray job stop`, a scheduler) flushes the status, then cancels it."""
     task = asyncio.current_task()
     assert task is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+
+    def stop() -> None:
+        _write_stopped(context.run)
+        task.cancel()
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop)
     if isinstance(job, SftJob):
         await run_sft_job(job, context)
     else:
         await run_grpo_job(job, context)
+
+
+def _write_stopped(run: RunDirectory) -> None:
+    run.write_status("stopped", message="stopped by a signal; the same command goes on from the latest checkpoint")
 
 
 def _machine(jobs: Sequence[tuple[str, SftJob | GrpoJob]]) -> Machine:
@@ -112,7 +123,7 @@ def _machine(jobs: Sequence[tuple[str, SftJob | GrpoJob]]) -> Machine:
     devices = {choose_device(job.run.device, resources) for _, job in jobs}
     if len(devices) > 1:
         raise SpecError("run.device: specs that run together must use the same kind of device")
-    return Machine(devices.pop(), int(resources.get("CPU", 1)))
+    return Machine(devices.pop(), int(resources.get("CPU", 1)), int(resources.get("GPU", 0)))
 
 
 def _summary(run: RunDirectory, job: SftJob | GrpoJob, seconds: float) -> RunSummary:

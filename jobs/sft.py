@@ -4,6 +4,7 @@ from typing import Any
 
 from rlflow.actors.learner import LearnerSetup
 from rlflow.cluster.checkpoints import Checkpoints
+from rlflow.cluster.closing import close_run
 from rlflow.cluster.devices import DevicePlan, plan_devices
 from rlflow.cluster.learner_group import LearnerGroup
 from rlflow.cluster.placement import Placement
@@ -58,7 +59,7 @@ async def run_sft_job(job: SftJob, context: JobContext) -> None:
     try:
         await with_learner_restarts(run_once, job.run.max_restarts, context.journal)
     finally:
-        placement.remove()
+        await close_run(placement)
 
 
 def sft_devices(job: SftJob, device: Any) -> DevicePlan:

@@ -77,7 +77,7 @@ def _bins(shard: list[int], lengths: Sequence[int], budget: int, packing: bool) 
         return []
     if not packing:
         return _padded_bins(shard, lengths, budget)
-    total = sum(lengths[i] for i in shard)
+    total = sum(min(lengths[i], budget) for i in shard)  # a longer sequence needs one micro-batch, not several
     for count in range(math.ceil(total / budget), len(shard) + 1):
         bins = _balanced(shard, lengths, count)
         if all(len(members) == 1 or sum(lengths[i] for i in members) <= budget for members in bins):

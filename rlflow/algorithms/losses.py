@@ -100,7 +100,7 @@ class PolicyLoss:
                     old_N, inputs.sampler_logprobs_N, self.correction, self.correction_cap
                 )
                 losses_N = losses_N * weights_N
-                means["sampler_weight_mean"] = token_mean(weights_N)
+                means["sampler_weight_mean"] = token_mean(weights_N, ~inputs.sampler_logprobs_N.isnan())
         return losses_N, means
 
     def _is_clipped(self, ratio_N: Tensor, advantages_N: Tensor) -> Tensor:
@@ -118,10 +118,14 @@ def kl_k3(logprobs_N: Tensor, reference_logprobs_N: Tensor) -> Tensor:
 def sampler_weights(
     old_logprobs_N: Tensor, sampler_logprobs_N: Tensor, mode: Literal["truncate", "mask"], cap: float
 ) -> Tensor:
-    """Importance weights w = exp(old - sampler): min(w, cap), or w where w <= cap and 0 elsewhere. Without gradient."""
+    """Importance weights w = exp(old - sampler): min(w, cap), or w where w <= cap and 0 elsewhere. Without gradient.
+
+    Where the sampler's log-probability is NaN (not known), w is 1.
+    """
     difference_N = (old_logprobs_N - sampler_logprobs_N).detach().clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
     weights_N = torch.exp(difference_N)
-    return weights_N.clamp(max=cap) if mode == "truncate" else torch.where(weights_N <= cap, weights_N, 0.0)
+    capped_N = weights_N.clamp(max=cap) if mode == "truncate" else torch.where(weights_N <= cap, weights_N, 0.0)
+    return torch.where(sampler_logprobs_N.isnan(), 1.0, capped_N)
 
 
 def _mismatch(logprobs_N: Tensor, sampler_logprobs_N: Tensor) -> tuple[Tensor, Tensor]:

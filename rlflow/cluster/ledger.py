@@ -30,6 +30,7 @@ class PromptLedger(Generic[Request]):
         self._leased: dict[int, tuple[str, Request]] = {}
         self._done: set[int] = set()
         self._assign = assign
+        self._unassigned: set[str] = set()
         self._changed = asyncio.Condition()
 
     @property
@@ -48,12 +49,15 @@ class PromptLedger(Generic[Request]):
                 await self._changed.wait()
             return None
 
-    async def finish(self, slot: int) -> None:
-        """The prompt has been sampled."""
+    async def finish(self, slot: int, worker: str) -> bool:
+        """`worker` has sampled the prompt. False: its lease had gone back, so another one samples it and this result is void."""
         async with self._changed:
+            if slot not in self._leased or self._leased[slot][0] != worker:
+                return False
             del self._leased[slot]
             self._done.add(slot)
             self._changed.notify_all()
+            return True
 
     async def give_back(self, worker: str) -> int:
         """Return all leases of a dead worker, to be sampled first; also undo its assignments. Returns how many."""
@@ -62,15 +66,13 @@ class PromptLedger(Generic[Request]):
             for request in returned:
                 del self._leased[request.slot]
             self._pending.extendleft(reversed(returned))
-            if self._assign is not None:
-                assign = self._assign
-                self._assign = lambda request: "" if assign(request) == worker else assign(request)
+            self._unassigned.add(worker)
             self._changed.notify_all()
             return len(returned)
 
     def _take(self, worker: str) -> Request | None:
         for position, request in enumerate(self._pending):
-            if self._assign is None or self._assign(request) in (worker, ""):
+            if self._assign is None or self._assign(request) in {worker, *self._unassigned}:
                 del self._pending[position]
                 return request
         return None

@@ -96,18 +96,22 @@ class Sampler:
         scoring: list[asyncio.Task[SampledGroup]],
     ) -> None:
         """Run until all prompts are done or no worker is left."""
+        workers = list(self._rollouts.workers)
         tasks = [
             asyncio.create_task(self._serve(worker, ledger, row_of, scoring))
-            for worker in self._rollouts.workers
+            for worker in workers
             for _ in range(self._groups_in_flight)
         ]
         try:
             await asyncio.gather(*tasks)
         except RolloutsLost:
-            pass  # leases have returned to the ledger; the caller starts engines and goes on
+            pass  # the caller starts engines and goes on
         finally:
             for task in tasks:
                 task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        for worker in workers:  # a task that waited for a lease may have got one back from a dead worker's other tasks
+            await ledger.give_back(worker.name)
 
     async def _serve(
         self,
@@ -125,7 +129,8 @@ class Sampler:
                 return
             except RayTaskError as error:
                 raise RolloutError(f"prompt {request.prompt_id}: {_last_line(error)}") from error
-            await ledger.finish(request.slot)
+            if not await ledger.finish(request.slot, worker.name):
+                return
             scoring.append(asyncio.create_task(self._score(summary, arrays, row_of(request.prompt_id))))
 
     async def _lose(

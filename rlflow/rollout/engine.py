@@ -21,6 +21,10 @@ _SLEEP_LEVEL = 2
 """Level 2 drops weights and KV cache; every wake is followed by a full sync."""
 
 
+class EngineDied(RolloutError):
+    """The engine's processes ended; it must be replaced."""
+
+
 class RolloutEngine:
     """One AsyncLLM engine with dummy weights at first: it samples only after the first weight sync."""
 
@@ -67,7 +71,13 @@ class RolloutEngine:
     # ---- sampling
 
     async def generate(self, request: GroupRequest) -> CompletionGroup:
-        """Sample a group of completions. Raises `RolloutError` if the engine has no weights, dies or takes too long."""
+        """Sample a group of completions.
+
+        Raises `RolloutError` if the engine has no weights, refuses the prompt (it may be too long) or takes too long, and
+        `EngineDied` if it ends.
+        """
+        from vllm.v1.engine.exceptions import EngineDeadError
+
         if self.weight_version is None:
             raise RolloutError("the engine was asked to sample before its first weight sync")
         version = self.weight_version
@@ -82,6 +92,10 @@ class RolloutEngine:
             raise RolloutError(
                 f"prompt {request.prompt_id} took longer than rollout.generate_timeout_s = {self._spec.generate_timeout_s:g} s"
             ) from None
+        except EngineDeadError as error:
+            raise EngineDied(f"the engine died while it sampled prompt {request.prompt_id}: {error}") from error
+        except Exception as error:  # what vLLM raises about a request differs between its versions
+            raise RolloutError(f"prompt {request.prompt_id} was refused by the engine: {error}") from error
         assert output is not None and output.finished
         return CompletionGroup(
             slot=request.slot,
@@ -174,6 +188,8 @@ def _prepare_environment(spec: RolloutSpec) -> bool:
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(spec.cpu_kv_cache_gib))
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
         os.environ.setdefault("VLLM_CPU_CI_ENV", "1")
+        # The engine is eager here, and yet the first request for log-probabilities would compile a kernel (5 to 20 s).
+        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     return on_gpu

@@ -4,8 +4,11 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Spec(BaseModel):
-    """A typed, frozen piece of a job spec. Unknown fields are errors; a docstring under a field is its description."""
+    """A typed, frozen piece of a job spec. Unknown fields, infinity and NaN are errors.
+
+    A docstring under a field is its description.
+    """
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True
+        frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
     )

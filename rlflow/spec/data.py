@@ -26,6 +26,7 @@ class FileSource(BaseSource):
     """Rows of a local file, or of every such file of a directory."""
 
     type: Literal["file"] = "file"
+    """Kind of source."""
 
     path: str
     """A .json, .jsonl, .csv or .parquet file, or a directory of them; relative to the working directory."""
@@ -35,6 +36,7 @@ class HubSource(BaseSource):
     """Rows of a data set of the Hugging Face hub."""
 
     type: Literal["hub"] = "hub"
+    """Kind of source."""
 
     id: str
     """Data set id, such as `org/name`."""
@@ -50,6 +52,7 @@ class ReasoningGymSource(BaseSource):
     """Generated puzzles with a checkable answer, in the columns `solution` and `answer`; also `task`."""
 
     type: Literal["reasoning_gym"] = "reasoning_gym"
+    """Kind of source."""
 
     task: str
     """Name of a reasoning-gym task, such as `chain_sum`."""
@@ -71,6 +74,7 @@ class ReasoningGymSource(BaseSource):
 
 
 SourceSpec = Annotated[FileSource | HubSource | ReasoningGymSource, Field(discriminator="type")]
+_SourcesInput = str | SourceSpec | Annotated[tuple[str | SourceSpec, ...], Field(min_length=1)]
 
 
 class DataSpec(Spec):
@@ -113,7 +117,7 @@ class DataSpec(Spec):
     system: str | None = None
     """System prompt of rows that have none."""
 
-    @field_validator("sources", mode="before")
+    @field_validator("sources", mode="before", json_schema_input_type=_SourcesInput)
     @classmethod
     def _expand_strings(cls, value: Any) -> Any:
         values = [value] if isinstance(value, str | dict) else value

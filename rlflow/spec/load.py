@@ -5,7 +5,7 @@ import hashlib
 import json
 import re
 import typing
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,28 +13,31 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from rlflow.errors import SpecError
-from rlflow.spec.jobs import JOB_SPECS, GrpoJob, SftJob
+from rlflow.spec.jobs import GrpoJob, SftJob
 
 _KINDS: dict[str, type[SftJob | GrpoJob]] = {"sft": SftJob, "grpo": GrpoJob}
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML 1.1, but a key given twice is an error and `1e-4` is a number."""
+    """YAML 1.1, but a key given twice is an error, `1e-4` is a number and `2026-01-31` is text."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                break  # the base class names the place
             if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"{key} is given twice", key_node.start_mark
-                )
+                raise yaml.constructor.ConstructorError(None, None, f"{key} is given twice", key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
 
 
 _UniqueKeyLoader.yaml_implicit_resolvers = {
-    first: list(resolvers) for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 # YAML 1.1 reads 1e-4 (no dot) as a string; everyone who writes a learning rate means the number.
 _UniqueKeyLoader.add_implicit_resolver(
@@ -52,21 +55,21 @@ def load_job(path: str | Path, overrides: Sequence[str] = ()) -> SftJob | GrpoJo
     return parse_job(read_yaml(path), overrides, origin=str(path))
 
 
-def parse_job(
-    document: dict[str, Any], overrides: Sequence[str] = (), *, origin: str = "spec"
-) -> SftJob | GrpoJob:
+def parse_job(document: dict[str, Any], overrides: Sequence[str] = (), *, origin: str = "spec") -> SftJob | GrpoJob:
     """Validate a job spec given as plain data."""
     document = json.loads(json.dumps(document))
     for override in overrides:
         _apply_override(document, override)
     kind = document.get("kind")
-    if kind not in _KINDS:
-        raise SpecError(f"{origin}: kind: {_unknown_kind(kind)}")
+    if not isinstance(kind, str) or kind not in _KINDS:
+        raise SpecError(f"{origin}: kind: {_unknown(kind, _KINDS)}")
     try:
-        return JOB_SPECS.validate_python(document)
+        return _KINDS[kind].model_validate(document)
     except ValidationError as error:
-        lines = [f"{origin}: {line}" for line in _problems(error, _KINDS[kind])]
+        lines = [f"{origin}: {line}" for line in _problems(error, _KINDS[kind], document)]
         raise SpecError("\n".join(dict.fromkeys(lines))) from None
+    except SpecError as error:
+        raise SpecError(f"{origin}: {error}") from None
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -94,40 +97,30 @@ def spec_hash(job: SftJob | GrpoJob) -> str:
     return hashlib.sha256(json.dumps(resolved(job), sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _unknown_kind(kind: Any) -> str:
-    known = ", ".join(_KINDS)
-    return (
-        f"missing; one of {known}"
-        if kind is None
-        else f"unknown kind {kind!r}{_nearest(str(kind), _KINDS)}; one of {known}"
-    )
-
-
 def _apply_override(document: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     parts = key.split(".")
     if not separator or not all(parts):
-        raise SpecError(
-            f"override {override!r}: write key=value, with dots between the names of nested fields"
-        )
-    value = yaml.load(text, Loader=_UniqueKeyLoader)
+        raise SpecError(f"override {override!r}: write key=value, with dots between the names of nested fields")
+    try:
+        value = yaml.load(text, Loader=_UniqueKeyLoader)
+    except yaml.YAMLError as error:
+        raise SpecError(f"override {override!r}: not valid YAML: {' '.join(str(error).split())}") from None
     target: Any = document
     for i, part in enumerate(parts[:-1]):
         target = (
-            target[int(part)]
-            if isinstance(target, list) and _is_index(part, target)
-            else _descend(target, part, parts[: i + 1])
+            target[int(part)] if isinstance(target, list) and _is_index(part, target) else _descend(target, part, parts[: i + 1])
         )
     if isinstance(target, list) and _is_index(parts[-1], target):
         target[int(parts[-1])] = value
     elif isinstance(target, dict):
         target[parts[-1]] = value
     else:
-        raise SpecError(f"override {override!r}: {'.'.join(parts[:-1])} has no fields")
+        raise SpecError(f"override {override!r}: {'.'.join(parts[:-1])} has no field or item {parts[-1]}")
 
 
 def _is_index(part: str, target: list[Any]) -> bool:
-    return part.isdigit() and int(part) < len(target)
+    return part.isdecimal() and int(part) < len(target)
 
 
 def _descend(target: Any, part: str, path: list[str]) -> Any:
@@ -138,60 +131,71 @@ def _descend(target: Any, part: str, path: list[str]) -> Any:
     return target[part]
 
 
-def _problems(error: ValidationError, model: type[BaseModel]) -> list[str]:
-    return [_problem(dict(item), model) for item in error.errors(include_url=False)]
+def _problems(error: ValidationError, model: type[BaseModel], document: dict[str, Any]) -> list[str]:
+    return [
+        _problem(dict(item), model, document)
+        for item in error.errors(include_url=False)
+        # pydantic also calls a list too short if none of its items is valid
+        if item["type"] != "too_short" or len(item["input"]) == item["ctx"]["actual_length"]
+    ]
 
 
-def _problem(item: dict[str, Any], model: type[BaseModel]) -> str:
-    location, owner = _named_location(item["loc"], model)
-    path = _dotted(location)
-    if item["type"] == "extra_forbidden":
-        return f"{path}: unknown field{_nearest(str(location[-1]), owner.model_fields if owner else ())}"
-    if item["type"] == "missing":
-        return f"{path}: missing"
+def _problem(item: dict[str, Any], model: type[BaseModel], document: dict[str, Any]) -> str:
+    kind, location = item["type"], item["loc"]
+    path, owners = _place(location[:-1] if kind == "missing" else location, model, document)
+    dotted = _dotted(path)
+    if kind == "extra_forbidden":
+        return f"{dotted}: unknown field{_nearest(str(path[-1]), _fields(owners))}"
+    if kind == "missing":
+        return f"{_dotted([*path, location[-1]])}: missing"
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        field = item["ctx"]["discriminator"].strip("'")
+        return f"{dotted}.{field}: {_unknown(item['ctx'].get('tag'), _tags(_members(owners, path)))}"
     message = item["msg"].removeprefix("Value error, ")
-    if item["type"] == "value_error":
-        return f"{path}: {message}" if path else message
-    return f"{path}: {message} (got {item['input']!r})"
+    if kind == "value_error":
+        return f"{dotted}: {message}" if dotted else message
+    return f"{dotted}: {message} (got {item['input']!r})"
 
 
-def _named_location(
-    location: tuple[int | str, ...], model: type[BaseModel]
-) -> tuple[list[int | str], type[BaseModel] | None]:
-    """The path as the user wrote it (without pydantic's union tags), and the model that holds its last part."""
+def _place(
+    location: tuple[int | str, ...], model: type[BaseModel], document: dict[str, Any]
+) -> tuple[list[int | str], list[type[BaseModel]]]:
+    """The path as the user wrote it, and the models that may hold its last named field.
+
+    What the user did not write is pydantic's name of a union's member, or lies inside a value that a string is short for.
+    """
     path: list[int | str] = []
-    owners: list[type[BaseModel]] = [model]
-    holder: type[BaseModel] | None = model
-    for position, part in enumerate(location):
-        if isinstance(part, str) and part in _tags(owners) and part not in _fields(owners):
-            owners = [owner for owner in owners if part in _tags([owner])]
-            holder = owners[0]
+    holders = owners = [model]
+    value: Any = document
+    for part in location:
+        if not _has(value, part):
+            owners = [owner for owner in owners if part in _tags([owner])] or owners
             continue
         path.append(part)
+        value = value[part]
         if isinstance(part, str):
-            holder = owners[0] if owners else None
-            if position < len(location) - 1:
-                owners = [
-                    m
-                    for owner in owners
-                    if part in owner.model_fields
-                    for m in _models_in(owner.model_fields[part].annotation)
-                ]
-    return path, holder
+            holders, owners = owners, _members(owners, [part])
+    return path, holders
 
 
-def _fields(owners: list[type[BaseModel]]) -> set[str]:
-    return {name for owner in owners for name in owner.model_fields}
+def _has(value: Any, part: int | str) -> bool:
+    return part in value if isinstance(value, dict) else isinstance(value, list) and part in range(len(value))
 
 
-def _tags(owners: list[type[BaseModel]]) -> set[str]:
-    return {
-        tag
-        for owner in owners
-        for field in ("type", "kind")
-        if field in owner.model_fields
-        for tag in typing.get_args(owner.model_fields[field].annotation)
-    }
+def _members(owners: list[type[BaseModel]], path: list[int | str]) -> list[type[BaseModel]]:
+    """Models that the last named field of `path` may contain, in any of its holders."""
+    field = next(part for part in reversed(path) if isinstance(part, str))
+    annotations = [owner.model_fields[field].annotation for owner in owners if field in owner.model_fields]
+    return [model for annotation in annotations for model in _models_in(annotation)]
+
+
+def _fields(owners: list[type[BaseModel]]) -> list[str]:
+    return list(dict.fromkeys(name for owner in owners for name in owner.model_fields))
+
+
+def _tags(owners: list[type[BaseModel]]) -> list[str]:
+    annotations = [owner.model_fields["type"].annotation for owner in owners if "type" in owner.model_fields]
+    return [tag for annotation in annotations for tag in typing.get_args(annotation)]
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:
@@ -207,6 +211,11 @@ def _dotted(location: list[int | str]) -> str:
     return text
 
 
-def _nearest(name: str, known: Any) -> str:
+def _unknown(name: Any, known: Iterable[str]) -> str:
+    one_of = f"one of {', '.join(known)}"
+    return f"missing; {one_of}" if name is None else f"unknown: {name!r}{_nearest(str(name), known)}; {one_of}"
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else ""

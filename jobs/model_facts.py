@@ -1,0 +1,91 @@
+"""What can be known of a model without opening anything remote: its configuration and parameter count."""
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from rlflow.data.characters import build_character_tokenizer
+from rlflow.errors import SpecError, UserError
+from rlflow.jobs.prepare import model_path
+from rlflow.learner.load_model import model_config, packaged_shapes
+from rlflow.spec.model import ModelSpec
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """A model's size, as far as memory and divisibility need it."""
+
+    num_parameters: int
+    embedding_parameters: int
+    """Input embeddings, and the output head if it is not tied."""
+    num_layers: int
+    hidden_size: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    vocab_size: int
+    max_position_embeddings: int | None
+
+
+def model_facts(model: ModelSpec, runs: Path) -> ModelFacts | None:
+    """Facts of a random, local, cached or packaged model; None if it is unknown here. Raises `UserError` for a wrong one."""
+    if model.random is not None:
+        config = model_config(model.random)
+        if model.random.characters is not None:
+            config.vocab_size = len(build_character_tokenizer(model.random.characters))
+        return _facts_of(json.dumps(config.to_dict()))
+    file = _config_file(model, runs)
+    return None if file is None else _facts_of(file.read_text(encoding="utf-8"))
+
+
+def _config_file(model: ModelSpec, runs: Path) -> Path | None:
+    path = model_path(model, runs)
+    if Path(path).is_dir():
+        file = Path(path) / "config.json"
+        if not file.is_file():
+            raise SpecError(f"model.path: {path} holds no config.json")
+        return file
+    if path.startswith((".", "/", "~")):
+        raise SpecError(f"model.path: {path} does not exist")
+    return _cached(path, model.revision) or packaged_shapes().get(path.rpartition("/")[2].lower())
+
+
+def _cached(repository: str, revision: str | None) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(repository, "config.json", revision=revision)
+    except HFValidationError:
+        raise SpecError(f"model.path: {repository} is neither a directory nor a hub id") from None
+    return Path(found) if isinstance(found, str) else None
+
+
+@cache
+def _facts_of(config_json: str) -> ModelFacts:
+    """Counted on a model without memory."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    fields: dict[str, Any] = json.loads(config_json)
+    try:
+        config = AutoConfig.for_model(**fields)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"model: not a causal language model that transformers knows: {error}") from None
+    heads = config.num_attention_heads
+    embeddings = {id(m.weight): m.weight.numel() for m in (model.get_input_embeddings(), model.get_output_embeddings())}
+    return ModelFacts(
+        num_parameters=sum(p.numel() for p in model.parameters()),
+        embedding_parameters=sum(embeddings.values()),
+        num_layers=config.num_hidden_layers,
+        hidden_size=config.hidden_size,
+        num_attention_heads=heads,
+        num_key_value_heads=getattr(config, "num_key_value_heads", None) or heads,
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        vocab_size=config.vocab_size,
+        max_position_embeddings=getattr(config, "max_position_embeddings", None),
+    )

@@ -1,0 +1,163 @@
+"""`rlflow plan`: where everything will run, and every problem that can be found before it does."""
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from rlflow.cluster.devices import DevicePlan
+from rlflow.errors import SpecError, UserError
+from rlflow.jobs.grpo import grpo_devices
+from rlflow.jobs.memory import MemoryEstimate, estimate_memory
+from rlflow.jobs.model_facts import ModelFacts, model_facts
+from rlflow.jobs.sft import sft_devices
+from rlflow.jobs.static_checks import static_problems
+from rlflow.spec.jobs import GrpoJob, SftJob
+from rlflow.spec.load import load_job, resolved
+
+
+@dataclass(frozen=True, slots=True)
+class Devices:
+    """The devices a plan is made for."""
+
+    device: Literal["gpu", "cpu"]
+    count: int
+    """GPUs; on a machine without GPU, CPUs."""
+    memory_gib: float
+    """Of each GPU; on a machine without GPU, of the machine."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a job will do, before it does anything."""
+
+    job: SftJob | GrpoJob
+    devices: Devices
+    placement: DevicePlan | None
+    facts: ModelFacts | None
+    memory: MemoryEstimate | None
+    problems: list[str]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The plan as JSON data."""
+        return {
+            "spec": resolved(self.job),
+            "devices": asdict(self.devices),
+            "placement": None if self.placement is None else asdict(self.placement),
+            "model": "unknown" if self.facts is None else asdict(self.facts),
+            "memory_gib": "unknown" if self.memory is None else asdict(self.memory),
+            "problems": self.problems,
+        }
+
+    def render(self) -> RenderableType:
+        """The resolved spec, the placement table, memory and problems, for a terminal."""
+        spec = Text(json.dumps(resolved(self.job), indent=2, ensure_ascii=False))
+        parts: list[RenderableType] = [spec, self._placement_table(), self._memory_table()]
+        parts += [Text(f"problem: {problem}", style="red") for problem in self.problems]
+        return Group(*parts)
+
+    def _placement_table(self) -> Table:
+        table = Table("role", "actor", "bundle", "devices", "share of each", title=f"placement on {self.devices.device}")
+        for seat in self.placement.seats if self.placement else ():
+            devices = ", ".join(f"{self.devices.device} {d}" for d in seat.devices) or "–"
+            share = f"{seat.share:g}" if seat.devices else "–"
+            table.add_row(seat.role, f"{self.job.run.name}/{seat.role}-{seat.index}", str(seat.bundle), devices, share)
+        return table
+
+    def _memory_table(self) -> RenderableType:
+        if self.memory is None:
+            return Text("memory: unknown, because the model's configuration is neither here nor among the packaged shapes")
+        where = "per GPU" if self.devices.device == "gpu" else "of the machine"
+        table = Table("memory", f"GiB {where}", title=f"expected memory ({self.devices.memory_gib:.0f} GiB {where})")
+        for name, value in asdict(self.memory).items():
+            table.add_row(name.replace("_", " "), f"{value:.2f}")
+        return table
+
+
+def plan(path: str, overrides: Sequence[str], assume_gpus: str | None) -> Plan:
+    """Plan a spec file for this machine, or for devices given as `8x80` (8 GPUs of 80 GiB). Raises `SpecError`."""
+    return plan_job(load_job(path, overrides), parse_devices(assume_gpus) if assume_gpus else local_devices())
+
+
+def plan_job(job: SftJob | GrpoJob, devices: Devices, earlier_runs: Sequence[str] = ()) -> Plan:
+    """Plan a job; `earlier_runs` are those that will have run before it."""
+    problems = static_problems(job, earlier_runs)
+    placement, facts = None, None
+    try:
+        placement = sft_devices(job, devices.device) if isinstance(job, SftJob) else grpo_devices(job, devices.device)
+        problems += _count_problems(placement, devices)
+        if job.model.from_run not in earlier_runs:
+            facts = model_facts(job.model, Path(job.run.dir))
+    except UserError as error:
+        problems += str(error).splitlines()
+    memory = None
+    if facts is not None:
+        problems += _shape_problems(job, facts)
+        memory = estimate_memory(job, facts, on_gpu=devices.device == "gpu", device_gib=devices.memory_gib)
+        problems += _memory_problems(job, memory, devices)
+    return Plan(job, devices, placement, facts, memory, list(dict.fromkeys(problems)))
+
+
+def parse_devices(text: str) -> Devices:
+    """`8x80`: 8 GPUs of 80 GiB each."""
+    match = re.fullmatch(r"(\d+)x(\d+(?:\.\d+)?)", text)
+    if not match or int(match[1]) == 0:
+        raise SpecError(f"--assume-gpus {text}: write COUNTxGIB, such as 8x80")
+    return Devices("gpu", int(match[1]), float(match[2]))
+
+
+def local_devices() -> Devices:
+    """This machine's GPUs, or its processor and memory."""
+    import torch
+
+    if torch.cuda.is_available():
+        return Devices("gpu", torch.cuda.device_count(), torch.cuda.get_device_properties(0).total_memory / 2**30)
+    return Devices("cpu", os.cpu_count() or 1, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30)
+
+
+def _count_problems(placement: DevicePlan, devices: Devices) -> list[str]:
+    if devices.device == "gpu" and placement.num_devices > devices.count:
+        ranks, engines = len(placement.seats_of("learner")), len(placement.seats_of("rollout"))
+        return [
+            f"learner.num_ranks, rollout.num_workers: {ranks} ranks and {engines} engines need {placement.num_devices} GPUs, "
+            f"there are {devices.count}"
+        ]
+    needed = sum(bundle["CPU"] for bundle in placement.bundles)
+    if devices.device == "cpu" and needed > devices.count:
+        return [
+            f"learner.num_ranks, rollout.num_workers, reward_pool.num_workers: they need {needed:g} CPUs, "
+            f"there are {devices.count}"
+        ]
+    return []
+
+
+def _shape_problems(job: SftJob | GrpoJob, facts: ModelFacts) -> list[str]:
+    problems = []
+    longest = job.data.max_tokens
+    field = "data.max_tokens"
+    if isinstance(job, GrpoJob):
+        longest = job.data.max_prompt_tokens + job.rollout.max_completion_tokens
+        field = "data.max_prompt_tokens + rollout.max_completion_tokens"
+        if facts.num_attention_heads % job.rollout.tensor_parallel_size:
+            problems.append(
+                f"rollout.tensor_parallel_size: {facts.num_attention_heads} attention heads cannot be divided by "
+                f"{job.rollout.tensor_parallel_size}"
+            )
+    if facts.max_position_embeddings is not None and longest > facts.max_position_embeddings:
+        problems.append(f"{field}: {longest} tokens are more than the model's {facts.max_position_embeddings} positions")
+    return problems
+
+
+def _memory_problems(job: SftJob | GrpoJob, memory: MemoryEstimate, devices: Devices) -> list[str]:
+    if memory.peak <= devices.memory_gib:
+        return []
+    where = "on each GPU" if devices.device == "gpu" else "in the machine's memory"
+    remedy = "learner.num_ranks (more), learner.micro_batch_tokens (fewer), learner.gradient_checkpointing or model.lora"
+    return [f"learner: about {memory.peak:.1f} GiB are needed {where}, there are {devices.memory_gib:.1f}; change {remedy}"]

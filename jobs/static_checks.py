@@ -1,0 +1,73 @@
+"""Problems of a spec that can be found without starting anything."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rlflow.data.chat import read_template
+from rlflow.data.files import list_files
+from rlflow.errors import UserError
+from rlflow.jobs.prepare import model_path
+from rlflow.observe.run_dir import RunDirectory
+from rlflow.spec.data import FileSource
+from rlflow.spec.jobs import GrpoJob, SftJob
+from rlflow.spec.load import resolved
+from rlflow.spec.rewards import PluginSpec, with_token_limits
+
+
+def static_problems(job: SftJob | GrpoJob, earlier_runs: Sequence[str] = ()) -> list[str]:
+    """Missing files, runs and plugins, limits that contradict each other: one line each."""
+    problems: list[str] = []
+    for check in (_check_run, _check_template, _check_sources, _check_rewards):
+        try:
+            check(job)
+        except UserError as error:
+            problems += str(error).splitlines()
+    if job.model.from_run is not None and job.model.from_run not in earlier_runs:
+        try:
+            model_path(job.model, Path(job.run.dir))
+        except UserError as error:
+            problems.append(str(error))
+    return problems
+
+
+def _check_run(job: SftJob | GrpoJob) -> None:
+    run = RunDirectory(Path(job.run.dir) / job.run.name)
+    difference = run.spec_difference(resolved(job)) if run.exists else None
+    if difference is not None:
+        raise UserError(
+            f"run.name: {run.path} holds a run of another spec (it differs at {difference}); choose another run.name, or remove it"
+        )
+
+
+def _check_template(job: SftJob | GrpoJob) -> None:
+    if job.data.chat_template is not None:
+        read_template(job.data.chat_template)
+
+
+def _check_sources(job: SftJob | GrpoJob) -> None:
+    lines: list[str] = []
+    for index, source in enumerate(job.data.sources):
+        if isinstance(source, FileSource):
+            try:
+                list_files(source.path, f"data.sources[{index}].path")
+            except UserError as error:
+                lines.append(str(error))
+    if lines:
+        raise UserError("\n".join(lines))
+
+
+def _check_rewards(job: SftJob | GrpoJob) -> None:
+    if not isinstance(job, GrpoJob):
+        return
+    lines: list[str] = []
+    for index, reward in enumerate(job.rewards):
+        try:
+            with_token_limits(reward, job.rollout.max_completion_tokens)
+        except UserError as error:
+            lines.append(f"rewards[{index}]: {error}")
+        if isinstance(reward, PluginSpec):
+            file = reward.target.rpartition(":")[0]
+            if file.endswith(".py") and not Path(file).is_file():
+                lines.append(f"rewards[{index}].target: {file} does not exist")
+    if lines:
+        raise UserError("\n".join(lines))

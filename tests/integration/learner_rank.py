@@ -1,0 +1,56 @@
+"""One learner rank as the tests use it: a process that builds learners one after the other, and reads their weights."""
+
+import gc
+from typing import Any
+
+import numpy as np
+import torch
+from transformers.utils import logging
+
+from rlflow.learner.learner import Learner
+from rlflow.learner.process_group import RankInfo
+from rlflow.spec.learner import LearnerSpec
+from rlflow.spec.model import ModelSpec
+from rlflow.weights.buffers import open_buffer, read_bucket
+
+Weights = dict[str, np.ndarray]
+
+
+class Rank:
+    """What functions sent to a `RankGroup` get."""
+
+    def __init__(self, rank: int, world_size: int, port: int) -> None:
+        torch.set_num_threads(1)
+        logging.disable_progress_bar()
+        logging.set_verbosity_error()
+        self.info = RankInfo(rank, world_size, "127.0.0.1", port)
+        self._learner: Learner | None = None
+
+    @property
+    def learner(self) -> Learner:
+        """The learner built last."""
+        assert self._learner is not None
+        return self._learner
+
+    def build(self, model: ModelSpec, spec: LearnerSpec, **options: Any) -> Learner:
+        """A learner in place of the last one; the process group is kept."""
+        assert model.path is not None
+        self._learner = None
+        gc.collect()  # transformers asks a weak reference whether stage 3 is on
+        self._learner = Learner(model.path, model, spec, self.info, **options)
+        return self._learner
+
+    def weights(self) -> Weights:
+        """The exported weights, as a rollout engine would read them (collective)."""
+        weights: Weights = {}
+        exporter = self.learner.exporter
+        for index, bucket in enumerate(exporter.buckets):
+            memory = open_buffer(exporter.write_bucket(index))
+            weights |= {name: tensor.float().numpy().copy() for name, tensor in read_bucket(memory, bucket)}
+        exporter.release()
+        return weights
+
+    def close(self) -> None:
+        """Leave the process group."""
+        if self._learner is not None:
+            self._learner.close()

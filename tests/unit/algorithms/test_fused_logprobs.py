@@ -1,0 +1,166 @@
+import math
+
+import pytest
+import torch
+
+from rlflow.algorithms import fused_logprobs as module
+from rlflow.algorithms.fused_logprobs import fused_logprobs
+
+N, H, V = 23, 8, 37
+
+
+def problem(dtype=torch.float32, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    hidden_NH = torch.randn(N, H, generator=generator).to(dtype).requires_grad_()
+    weight_VH = torch.randn(V, H, generator=generator).to(dtype).requires_grad_()
+    targets_N = torch.randint(V, (N,), generator=generator)
+    targets_N[::3] = (hidden_NH @ weight_VH.T).argmax(-1)[::3]
+    return hidden_NH, weight_VH, targets_N
+
+
+def plain(hidden_NH, weight_VH, targets_N, temperature):
+    """The same numbers through log_softmax in float64."""
+    logits = hidden_NH.double() @ weight_VH.double().T / temperature
+    logprobs_NV = logits.log_softmax(-1)
+    logprobs_N = logprobs_NV.gather(-1, targets_N[:, None]).squeeze(-1)
+    entropy_N = -(logprobs_NV.exp() * logprobs_NV).sum(-1)
+    return logprobs_N, entropy_N, logits.argmax(-1) == targets_N
+
+
+def gradients(logprobs_N, hidden_NH, weight_VH):
+    upstream_N = torch.linspace(-1, 2, N, dtype=logprobs_N.dtype)
+    return torch.autograd.grad((logprobs_N * upstream_N).sum(), [hidden_NH, weight_VH])
+
+
+def test_golden_numbers():
+    # logits ln 1, ln 2, ln 5 are probabilities 1/8, 2/8, 5/8
+    logits = torch.tensor([[1.0, 2.0, 5.0]]).log()
+    scores = fused_logprobs(torch.ones(2, 1), logits.T.contiguous(), torch.tensor([1, 2]), 1.0)
+    assert scores.logprobs_N.tolist() == pytest.approx([math.log(2 / 8), math.log(5 / 8)])
+    entropy = -sum(p * math.log(p) for p in (1 / 8, 2 / 8, 5 / 8))
+    assert scores.entropy_N.tolist() == pytest.approx([entropy, entropy])
+    assert scores.correct_N.tolist() == [False, True]
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 1.7])
+def test_equal_to_plain_log_softmax(temperature):
+    hidden_NH, weight_VH, targets_N = problem()
+    scores = fused_logprobs(hidden_NH, weight_VH, targets_N, temperature)
+    logprobs_N, entropy_N, correct_N = plain(hidden_NH, weight_VH, targets_N, temperature)
+    torch.testing.assert_close(scores.logprobs_N.double(), logprobs_N, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(scores.entropy_N.double(), entropy_N, rtol=1e-5, atol=5e-5)
+    assert torch.equal(scores.correct_N, correct_N)
+    assert 0 < correct_N.sum() < N, "the test sees both cases"
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 1.7])
+def test_gradients_equal_those_of_plain_log_softmax(temperature):
+    hidden_NH, weight_VH, targets_N = problem()
+    ours = gradients(fused_logprobs(hidden_NH, weight_VH, targets_N, temperature).logprobs_N, hidden_NH, weight_VH)
+    theirs = gradients(plain(hidden_NH, weight_VH, targets_N, temperature)[0], hidden_NH, weight_VH)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_gradients_equal_finite_differences():
+    hidden_NH, weight_VH, targets_N = problem()
+    upstream_N = torch.linspace(-1, 2, N)
+    fused = gradients(fused_logprobs(hidden_NH, weight_VH, targets_N, 1.3).logprobs_N, hidden_NH, weight_VH)
+    for position, gradient in enumerate(fused):
+        direction = torch.randn(gradient.shape, generator=torch.Generator().manual_seed(position))
+
+        def loss(shift, position=position, direction=direction):
+            moved = [hidden_NH.detach().double(), weight_VH.detach().double()]
+            moved[position] = moved[position] + shift * direction.double()
+            return float((plain(*moved, targets_N, 1.3)[0] * upstream_N).sum())
+
+        slope = (loss(1e-5) - loss(-1e-5)) / 2e-5
+        assert float((gradient * direction).sum()) == pytest.approx(slope, rel=1e-4)
+
+
+@pytest.mark.parametrize("tokens_per_chunk", [1, 4, 22, 23, 100])
+def test_chunks_change_nothing(monkeypatch, tokens_per_chunk):
+    hidden_NH, weight_VH, targets_N = problem()
+    whole = fused_logprobs(hidden_NH, weight_VH, targets_N, 0.9)
+    whole_gradients = gradients(whole.logprobs_N, hidden_NH, weight_VH)
+    monkeypatch.setattr(module, "LOGITS_PER_CHUNK", tokens_per_chunk * V)
+    chunked = fused_logprobs(hidden_NH, weight_VH, targets_N, 0.9)
+    torch.testing.assert_close(tuple(chunked), tuple(whole), rtol=1e-5, atol=5e-5)
+    torch.testing.assert_close(gradients(chunked.logprobs_N, hidden_NH, weight_VH), whole_gradients, rtol=1e-5, atol=1e-5)
+
+
+def test_a_vocabulary_larger_than_a_chunk_goes_token_by_token(monkeypatch):
+    hidden_NH, weight_VH, targets_N = problem()
+    monkeypatch.setattr(module, "LOGITS_PER_CHUNK", V - 1)
+    scores = fused_logprobs(hidden_NH, weight_VH, targets_N, 1.0)
+    expected_N = plain(hidden_NH, weight_VH, targets_N, 1.0)[0]
+    torch.testing.assert_close(scores.logprobs_N.double(), expected_N, rtol=1e-5, atol=1e-5)
+
+
+def test_the_logits_of_all_tokens_never_exist_at_once(monkeypatch):
+    hidden_NH, weight_VH, targets_N = problem()
+    monkeypatch.setattr(module, "LOGITS_PER_CHUNK", 4 * V)
+    sizes, scaled_logits = [], module._scaled_logits
+
+    def record(*arguments):
+        logits = scaled_logits(*arguments)
+        sizes.append(logits.numel())
+        return logits
+
+    monkeypatch.setattr(module, "_scaled_logits", record)
+    logprobs_N = fused_logprobs(hidden_NH, weight_VH, targets_N, 1.0).logprobs_N
+    saved = sum(tensor.numel() for tensor in logprobs_N.grad_fn.saved_tensors)
+    logprobs_N.sum().backward()
+    assert max(sizes) == 4 * V
+    assert sum(sizes) == 2 * N * V, "forward and backward each compute every logit once"
+    assert saved == N * H + V * H + 2 * N, "only inputs, targets and normalisers are kept"
+
+
+def test_no_tokens():
+    hidden_NH = torch.zeros(0, H, requires_grad=True)
+    weight_VH = torch.ones(V, H, requires_grad=True)
+    scores = fused_logprobs(hidden_NH, weight_VH, torch.zeros(0, dtype=torch.int64), 1.0)
+    assert [len(part) for part in scores] == [0, 0, 0]
+    scores.logprobs_N.sum().backward()
+    assert hidden_NH.grad.shape == (0, H)
+    assert torch.equal(weight_VH.grad, torch.zeros(V, H))
+
+
+def test_a_frozen_head_gets_no_gradient():
+    hidden_NH, weight_VH, targets_N = problem()
+    weight_VH = weight_VH.detach()
+    fused_logprobs(hidden_NH, weight_VH, targets_N, 1.0).logprobs_N.sum().backward()
+    (expected,) = torch.autograd.grad(plain(hidden_NH, weight_VH, targets_N, 1.0)[0].sum(), [hidden_NH])
+    torch.testing.assert_close(hidden_NH.grad, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_entropy_and_correctness_are_without_gradient():
+    hidden_NH, weight_VH, targets_N = problem()
+    scores = fused_logprobs(hidden_NH, weight_VH, targets_N, 1.0)
+    assert scores.logprobs_N.requires_grad
+    assert not scores.entropy_N.requires_grad
+    assert not scores.correct_N.requires_grad
+
+
+def test_bfloat16_inputs_give_float32_scores_and_bfloat16_gradients():
+    hidden_NH, weight_VH, targets_N = problem(torch.bfloat16)
+    scores = fused_logprobs(hidden_NH, weight_VH, targets_N, 1.0)
+    assert scores.logprobs_N.dtype == scores.entropy_N.dtype == torch.float32
+    expected_N, entropy_N, _ = plain(hidden_NH, weight_VH, targets_N, 1.0)
+    # a logit of magnitude 8 is rounded to 2^-6 at worst
+    torch.testing.assert_close(scores.logprobs_N.double(), expected_N, rtol=0, atol=0.05)
+    torch.testing.assert_close(scores.entropy_N.double(), entropy_N, rtol=0, atol=0.05)
+    ours = gradients(scores.logprobs_N, hidden_NH, weight_VH)
+    for gradient, exact in zip(ours, gradients(expected_N, hidden_NH, weight_VH), strict=True):
+        assert gradient.dtype == torch.bfloat16
+        assert (gradient - exact).norm() < 0.02 * exact.norm()
+
+
+def test_huge_logits_stay_finite():
+    hidden_NH = torch.tensor([[1e4], [1e4]], requires_grad=True)
+    weight_VH = torch.tensor([[1.0], [0.0], [-1.0]], requires_grad=True)
+    scores = fused_logprobs(hidden_NH, weight_VH, torch.tensor([0, 1]), 1.0)
+    assert scores.logprobs_N.tolist() == [0.0, -1e4]
+    assert scores.entropy_N.tolist() == [0.0, 0.0]
+    scores.logprobs_N.sum().backward()
+    assert torch.isfinite(hidden_NH.grad).all()
+    assert torch.isfinite(weight_VH.grad).all()

@@ -1,0 +1,77 @@
+import pytest
+
+from rlflow.cluster.devices import plan_devices
+from rlflow.errors import SpecError
+
+
+def plan(**changes):
+    settings = {
+        "device": "gpu",
+        "learner_ranks": 2,
+        "rollout_workers": 2,
+        "tensor_parallel_size": 1,
+        "reward_workers": 1,
+    }
+    return plan_devices(**{**settings, **changes})
+
+
+def places(seats):
+    return [(seat.index, seat.bundle, seat.devices, seat.share) for seat in seats]
+
+
+def test_learners_and_engines_share_devices_by_turns():
+    devices = plan()
+    assert devices.num_devices == 2
+    assert devices.bundles == ({"GPU": 1.0, "CPU": 2.0}, {"GPU": 1.0, "CPU": 2.0}, {"CPU": 0.5})
+    assert places(devices.seats_of("learner")) == [(0, 0, (0,), 0.5), (1, 1, (1,), 0.5)]
+    assert places(devices.seats_of("rollout")) == [(0, 0, (0,), 0.5), (1, 1, (1,), 0.5)]
+    assert places(devices.seats_of("reward")) == [(0, 2, (), 0.0)]
+
+
+def test_an_engine_over_several_devices_sits_on_neighbours():
+    devices = plan(learner_ranks=8, rollout_workers=2, tensor_parallel_size=4)
+    assert [seat.devices for seat in devices.seats_of("rollout")] == [(0, 1, 2, 3), (4, 5, 6, 7)]
+    assert [seat.bundle for seat in devices.seats_of("rollout")] == [0, 4]
+    assert devices.num_devices == 8
+
+
+def test_devices_without_a_second_role_are_booked_whole():
+    more_engines = plan(learner_ranks=1, rollout_workers=3)
+    assert [seat.share for seat in more_engines.seats_of("learner")] == [0.5]
+    assert [seat.share for seat in more_engines.seats_of("rollout")] == [0.5, 1.0, 1.0]
+    more_learners = plan(learner_ranks=3, rollout_workers=1)
+    assert [seat.share for seat in more_learners.seats_of("learner")] == [0.5, 1.0, 1.0]
+
+
+def test_supervised_training_has_learners_alone():
+    devices = plan(rollout_workers=0, reward_workers=0)
+    assert {seat.role for seat in devices.seats} == {"learner"}
+    assert [seat.share for seat in devices.seats] == [1.0, 1.0]
+    assert len(devices.bundles) == 2
+
+
+def test_without_gpus_workers_take_turns_on_the_cores():
+    devices = plan(device="cpu", learner_ranks=1, rollout_workers=1)
+    assert devices.bundles == ({"CPU": 0.5}, {"CPU": 0.5})
+
+
+def test_an_engine_cannot_be_spread_over_cores():
+    with pytest.raises(SpecError, match=r"rollout\.tensor_parallel_size.*set it to 1"):
+        plan(device="cpu", tensor_parallel_size=2)
+
+
+@pytest.mark.parametrize("learner_ranks", [1, 2, 5])
+@pytest.mark.parametrize("rollout_workers", [0, 1, 2, 4])
+@pytest.mark.parametrize("tensor_parallel_size", [1, 2])
+def test_no_device_is_booked_more_than_whole(learner_ranks, rollout_workers, tensor_parallel_size):
+    devices = plan(
+        learner_ranks=learner_ranks,
+        rollout_workers=rollout_workers,
+        tensor_parallel_size=tensor_parallel_size,
+    )
+    booked = [0.0] * devices.num_devices
+    for seat in devices.seats:
+        for device in seat.devices:
+            booked[device] += seat.share
+    assert max(booked) <= 1.0
+    assert min(booked) > 0, "a device nobody uses"

@@ -1,0 +1,158 @@
+from pathlib import Path
+
+import jsonschema
+import pytest
+from pydantic import BaseModel
+
+import rlflow
+from rlflow.spec.algorithm import GrpoSpec
+from rlflow.spec.base import Spec
+from rlflow.spec.jobs import GrpoJob, SftJob, job_schema
+from rlflow.spec.load import load_job, read_yaml, resolved
+from rlflow.spec.model import ModelSpec, RandomModelSpec
+from rlflow.spec.rollout import RolloutSpec
+
+SPECS = sorted((Path(rlflow.__file__).parents[1] / "jobs" / "specs").glob("*.yaml"))
+VALIDATOR = jsonschema.Draft202012Validator
+
+
+def grpo_job(**changes):
+    fields = {
+        "kind": "grpo",
+        "run": {"name": "try"},
+        "model": {"path": "m"},
+        "data": {"sources": ["a.csv"]},
+        "rewards": [{"type": "accuracy"}],
+        "steps": 1,
+    }
+    return GrpoJob.model_validate({**fields, **changes})
+
+
+def all_specs(model):
+    """A spec class and all that its fields may hold."""
+    found, waiting = [], [model]
+    while waiting:
+        current = waiting.pop()
+        if current in found:
+            continue
+        found.append(current)
+        waiting += [m for field in current.model_fields.values() for m in specs_in(field.annotation)]
+    return found
+
+
+def specs_in(annotation):
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in getattr(annotation, "__args__", ()) for model in specs_in(part)]
+
+
+@pytest.mark.parametrize("job", [SftJob, GrpoJob])
+def test_every_field_is_frozen_strict_and_described(job):
+    specs = all_specs(job)
+    assert len(specs) > 8
+    for spec in specs:
+        assert issubclass(spec, Spec)
+        assert spec.model_config["frozen"]
+        assert spec.model_config["extra"] == "forbid"
+        for name, field in spec.model_fields.items():
+            assert field.description, f"{spec.__name__}.{name} has no docstring"
+
+
+def test_the_schema_is_valid():
+    VALIDATOR.check_schema(job_schema())
+
+
+def test_ready_specs_exist():
+    assert {"quickstart_sft.yaml", "quickstart_grpo.yaml"} <= {path.name for path in SPECS}
+
+
+@pytest.mark.parametrize("path", SPECS, ids=lambda path: path.name)
+def test_ready_specs_load_and_match_the_schema(path):
+    job = load_job(path)
+    assert job.run.name == path.stem
+    schema = VALIDATOR(job_schema())
+    schema.validate(read_yaml(path))
+    schema.validate(resolved(job))
+
+
+@pytest.mark.parametrize("sources", ["a.csv#3", ["a.csv#3", {"type": "hub", "id": "a/b"}], {"type": "file", "path": "a"}])
+def test_the_schema_knows_the_short_forms_of_sources(sources):
+    document = {
+        "kind": "sft",
+        "run": {"name": "try"},
+        "model": {"path": "m"},
+        "data": {"sources": sources},
+        "steps": 1,
+    }
+    SftJob.model_validate(document)
+    VALIDATOR(job_schema()).validate(document)
+
+
+@pytest.mark.parametrize("changes", [{"stpes": 1}, {"steps": 0}, {"kind": "gpro"}, {"data": {"sources": [3]}}])
+def test_the_schema_refuses_what_loading_refuses(changes):
+    document = {"kind": "sft", "run": {"name": "try"}, "model": {"path": "m"}, "data": {"sources": "a"}, "steps": 1}
+    assert VALIDATOR(job_schema()).is_valid(document)
+    assert not VALIDATOR(job_schema()).is_valid({**document, **changes})
+
+
+@pytest.mark.parametrize(
+    ("fields", "bounds"),
+    [
+        ({}, (0.8, 1.2)),
+        ({"epsilon_low": 0.1}, (0.9, 1.1)),
+        ({"epsilon_low": 0.2, "epsilon_high": 0.28}, (0.8, 1.28)),
+        ({"epsilon_high": 0.0}, (0.8, 1.0)),
+    ],
+)
+def test_clip_range(fields, bounds):
+    assert GrpoSpec(**fields).clip_range == pytest.approx(bounds)
+
+
+@pytest.mark.parametrize(
+    ("fields", "on_policy"),
+    [({}, True), ({"optimizer_steps_per_batch": 2}, False), ({"epochs_per_batch": 2}, False)],
+)
+def test_on_policy_means_one_step_a_batch(fields, on_policy):
+    assert GrpoSpec(**fields).is_on_policy is on_policy
+
+
+@pytest.mark.parametrize(
+    ("correction", "asked", "mode"),
+    [
+        ("none", "auto", "sample"),
+        ("none", "all", "all"),
+        ("none", "none", "none"),
+        ("truncate", "auto", "all"),
+        ("mask", "all", "all"),
+    ],
+)
+def test_sampler_logprobs_are_asked_for_where_they_are_needed(correction, asked, mode):
+    job = grpo_job(grpo={"sampler_correction": {"mode": correction}}, rollout={"sampler_logprobs": asked})
+    assert job.logprob_mode == mode
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [({}, True), ({"temperature": 0.5}, True), ({"top_p": 0.99}, False), ({"top_k": 20}, False)],
+)
+def test_which_settings_sample_the_models_distribution(fields, expected):
+    assert RolloutSpec(**fields).samples_model_distribution is expected
+
+
+@pytest.mark.parametrize(
+    ("model", "label"),
+    [
+        (ModelSpec(path="org/name"), "org/name"),
+        (ModelSpec(from_run="warm"), "run warm"),
+        (ModelSpec(random=RandomModelSpec(config="qwen3-0.6b", characters="ab")), "qwen3-0.6b"),
+        (ModelSpec(random=RandomModelSpec(config={"model_type": "qwen3"}, characters="ab")), "random qwen3"),
+    ],
+)
+def test_model_labels(model, label):
+    assert model.label == label
+
+
+@pytest.mark.parametrize("name", ["a b", "../up", "", ".hidden", "a/b"])
+def test_a_run_name_is_a_plain_folder_name(name):
+    with pytest.raises(ValueError, match=r"run\.name"):
+        grpo_job(run={"name": name})
