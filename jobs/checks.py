@@ -8,6 +8,7 @@ from rlflow.errors import SpecError
 from rlflow.jobs.context import Machine
 from rlflow.jobs.plan import Devices, local_devices, plan_job
 from rlflow.jobs.prepare import load_rows
+from rlflow.jobs.ray_job import check_run_dir
 from rlflow.jobs.static_checks import static_problems
 from rlflow.observe.run_dir import RunDirectory
 from rlflow.rewards import check_plugins
@@ -31,6 +32,8 @@ def check_jobs(jobs: Sequence[SftJob | GrpoJob], machine: Machine) -> None:
     The first job's rows are read by the job itself, which is about to start.
     """
     devices = _devices(machine)
+    for job in jobs:
+        check_run_dir(job)
     names = [job.run.name for job in jobs]
     _raise_all(jobs, [plan_job(job, devices, names[:index]).problems for index, job in enumerate(jobs)])
     for job in jobs[1:]:

@@ -89,10 +89,11 @@ def plan(path: str, overrides: Sequence[str], assume_gpus: str | None) -> Plan:
 def plan_job(job: SftJob | GrpoJob, devices: Devices, earlier_runs: Sequence[str] = ()) -> Plan:
     """Plan a job; `earlier_runs` are those that will have run before it."""
     problems = static_problems(job, earlier_runs)
-    placement, facts = None, None
+    placement, facts, too_many = None, None, []
     try:
         placement = sft_devices(job, devices.device) if isinstance(job, SftJob) else grpo_devices(job, devices.device)
-        problems += _count_problems(placement, devices)
+        too_many = _count_problems(placement, devices)
+        problems += too_many
         if job.model.from_run not in earlier_runs:
             facts = model_facts(job.model, Path(job.run.dir))
     except UserError as error:
@@ -101,7 +102,7 @@ def plan_job(job: SftJob | GrpoJob, devices: Devices, earlier_runs: Sequence[str
     if facts is not None:
         problems += _shape_problems(job, facts)
         memory = estimate_memory(job, facts, on_gpu=devices.device == "gpu", device_gib=devices.memory_gib)
-        problems += _memory_problems(job, memory, devices)
+        problems += [] if too_many else _memory_problems(job, memory, devices)
     return Plan(job, devices, placement, facts, memory, list(dict.fromkeys(problems)))
 
 

@@ -7,7 +7,7 @@ from rlflow.observe.journal import Journal
 
 
 async def with_learner_restarts(run_once: Callable[[], Awaitable[None]], max_restarts: int, journal: Journal) -> None:
-    """Run `run_once`, which starts a learner group from the latest checkpoint; again, at most `max_restarts` times, if it dies."""
+    """Run `run_once`, which starts a learner group from the latest checkpoint, again if it dies: at most `max_restarts` times."""
     for restart in range(max_restarts + 1):
         try:
             return await run_once()

@@ -17,6 +17,7 @@ from rlflow.errors import RlflowError, SpecError, UserError
 from rlflow.jobs.checks import check_jobs, check_specs
 from rlflow.jobs.context import JobContext, Machine
 from rlflow.jobs.grpo import run_grpo_job
+from rlflow.jobs.ray_job import job_id
 from rlflow.jobs.sft import run_sft_job
 from rlflow.observe.journal import Journal
 from rlflow.observe.progress import Progress
@@ -60,7 +61,7 @@ def _is_finished(run: RunDirectory, job: SftJob | GrpoJob) -> bool:
     difference = run.spec_difference(resolved(job))
     if difference is not None:
         raise SpecError(
-            f"run.name: {run.path} holds a run of another spec (it differs at {difference}); choose another run.name, or remove it"
+            f"run.name: {run.path} holds a run of another spec (other at {difference}); choose another run.name, or remove it"
         )
     status = run.read_status()
     return status is not None and status.state == "succeeded"
@@ -69,7 +70,7 @@ def _is_finished(run: RunDirectory, job: SftJob | GrpoJob) -> bool:
 def _open_run(run: RunDirectory, path: str, job: SftJob | GrpoJob) -> None:
     if not run.exists:
         run.create(Path(path).read_text(encoding="utf-8"), resolved(job))
-    run.write_status("starting")
+    run.write_status("starting", ray_job_id=job_id())
 
 
 def _train(run: RunDirectory, job: SftJob | GrpoJob, machine: Machine, console: Console) -> None:

@@ -35,7 +35,7 @@ def _check_run(job: SftJob | GrpoJob) -> None:
     difference = run.spec_difference(resolved(job)) if run.exists else None
     if difference is not None:
         raise UserError(
-            f"run.name: {run.path} holds a run of another spec (it differs at {difference}); choose another run.name, or remove it"
+            f"run.name: {run.path} holds a run of another spec (other at {difference}); choose another run.name, or remove it"
         )
 
 

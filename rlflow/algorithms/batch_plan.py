@@ -54,8 +54,7 @@ def plan_step(
     count = max(len(rank_bins) for rank_bins in bins)
     padding = MicroBatch((min(sequences, key=lambda i: (lengths[i], i)),), is_padding=True)
     ranks = tuple(
-        tuple(MicroBatch(tuple(members)) for members in rank_bins) + (padding,) * (count - len(rank_bins))
-        for rank_bins in bins
+        tuple(MicroBatch(tuple(members)) for members in rank_bins) + (padding,) * (count - len(rank_bins)) for rank_bins in bins
     )
     return StepPlan(ranks, token_weights)
 

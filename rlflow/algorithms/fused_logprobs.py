@@ -25,9 +25,7 @@ class TokenScores(NamedTuple):
     """bool [N]: whether the target is the likeliest token."""
 
 
-def fused_logprobs(
-    hidden_NH: Tensor, weight_VH: Tensor, targets_N: Tensor, temperature: float
-) -> TokenScores:
+def fused_logprobs(hidden_NH: Tensor, weight_VH: Tensor, targets_N: Tensor, temperature: float) -> TokenScores:
     """Score each target under softmax(hidden weight^T / temperature).
 
     Shapes: hidden [N, H] and weight [V, H] of one dtype, targets int64 [N]. Gradients flow through the log-probabilities only;
@@ -65,9 +63,7 @@ class _FusedLogprobs(torch.autograd.Function):
     def backward(ctx: Any, grad_N: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         hidden_NH, weight_VH, targets_N, normalizer_N = ctx.saved_tensors
         grad_hidden = torch.empty_like(hidden_NH)
-        grad_weight = (
-            weight_VH.new_zeros(weight_VH.shape, dtype=torch.float32) if ctx.needs_input_grad[1] else None
-        )
+        grad_weight = weight_VH.new_zeros(weight_VH.shape, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         for rows in _chunks(hidden_NH.shape[0], weight_VH.shape[0]):
             logits = _scaled_logits(hidden_NH[rows], weight_VH, ctx.temperature)
             # d logp / d logits = onehot(target) - softmax, divided by the temperature

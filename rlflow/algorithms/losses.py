@@ -96,17 +96,13 @@ class PolicyLoss:
         if inputs.sampler_logprobs_N is not None:
             means["sampler_logprob_abs_diff_mean"] = _mismatch(old_N, inputs.sampler_logprobs_N)
             if self.correction != "none":
-                weights_N = sampler_weights(
-                    old_N, inputs.sampler_logprobs_N, self.correction, self.correction_cap
-                )
+                weights_N = sampler_weights(old_N, inputs.sampler_logprobs_N, self.correction, self.correction_cap)
                 losses_N = losses_N * weights_N
                 means["sampler_weight_mean"] = token_mean(weights_N, ~inputs.sampler_logprobs_N.isnan())
         return losses_N, means
 
     def _is_clipped(self, ratio_N: Tensor, advantages_N: Tensor) -> Tensor:
-        return ((ratio_N > self.clip_high) & (advantages_N > 0)) | (
-            (ratio_N < self.clip_low) & (advantages_N < 0)
-        )
+        return ((ratio_N > self.clip_high) & (advantages_N > 0)) | ((ratio_N < self.clip_low) & (advantages_N < 0))
 
 
 def kl_k3(logprobs_N: Tensor, reference_logprobs_N: Tensor) -> Tensor:
@@ -115,9 +111,7 @@ def kl_k3(logprobs_N: Tensor, reference_logprobs_N: Tensor) -> Tensor:
     return (torch.exp(difference_N) - difference_N - 1).clamp(-10.0, 10.0)
 
 
-def sampler_weights(
-    old_logprobs_N: Tensor, sampler_logprobs_N: Tensor, mode: Literal["truncate", "mask"], cap: float
-) -> Tensor:
+def sampler_weights(old_logprobs_N: Tensor, sampler_logprobs_N: Tensor, mode: Literal["truncate", "mask"], cap: float) -> Tensor:
     """Importance weights w = exp(old - sampler): min(w, cap), or w where w <= cap and 0 elsewhere. Without gradient.
 
     Where the sampler's log-probability is NaN (not known), w is 1.

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 from rlflow.algorithms.advantages import group_advantages, has_spread
@@ -76,16 +77,10 @@ def plan_policy_batch(groups: Sequence[ScoredGroup], settings: PolicyBatchSettin
             if settings.filter_overlong and groups[i].is_truncated[k]:
                 masked.add(len(samples))
             counted[i].append(len(samples))
-            samples.append(
-                PolicySample(i, k, groups[i].prompt_tokens + groups[i].completion_tokens[k], advantage)
-            )
+            samples.append(PolicySample(i, k, groups[i].prompt_tokens + groups[i].completion_tokens[k], advantage))
     trained_tokens = [groups[s.group].completion_tokens[s.completion] for s in samples]
     shares = _split([counted[i] for i in kept if counted[i]], settings.optimizer_steps)
-    steps = [
-        _plan(share, masked, samples, trained_tokens, len(shares), settings)
-        for share in shares
-        if set(share) - masked
-    ]
+    steps = [_plan(share, masked, samples, trained_tokens, len(shares), settings) for share in shares if set(share) - masked]
     return PolicyBatch(
         samples=tuple(samples),
         plan=BatchPlan(tuple(steps) * settings.epochs),
@@ -125,4 +120,4 @@ def _split(groups: list[list[int]], parts: int) -> list[list[int]]:
     """Whole groups in order, spread over at most `parts` shares of nearly equal size."""
     parts = min(parts, len(groups))
     bounds = [len(groups) * p // parts for p in range(parts + 1)] if parts else [0]
-    return [[i for group in groups[a:b] for i in group] for a, b in zip(bounds, bounds[1:], strict=False)]
+    return [[i for group in groups[a:b] for i in group] for a, b in pairwise(bounds)]

@@ -52,17 +52,12 @@ def plan_devices(
 ) -> DevicePlan:
     """Learner rank r sits on device r; engine i on devices i*t to i*t + t-1; they share devices by turns."""
     if tensor_parallel_size > 1 and device == "cpu":
-        raise SpecError(
-            "rollout.tensor_parallel_size: engines without GPU cannot be spread over devices; set it to 1"
-        )
+        raise SpecError("rollout.tensor_parallel_size: engines without GPU cannot be spread over devices; set it to 1")
     num_devices = max(learner_ranks, rollout_workers * tensor_parallel_size)
     device_bundle = {"GPU": 1.0, "CPU": GPU_DEVICE_CPUS} if device == "gpu" else {"CPU": CPU_DEVICE_CPUS}
     bundles = [device_bundle] * num_devices + [{"CPU": REWARD_CPUS}] * reward_workers
-    rollout_devices = {d for d in range(rollout_workers * tensor_parallel_size)}
-    seats = [
-        Seat("learner", r, r, (r,), 1 - ROLLOUT_SHARE if r in rollout_devices else 1.0)
-        for r in range(learner_ranks)
-    ]
+    rollout_devices = set(range(rollout_workers * tensor_parallel_size))
+    seats = [Seat("learner", r, r, (r,), 1 - ROLLOUT_SHARE if r in rollout_devices else 1.0) for r in range(learner_ranks)]
     for i in range(rollout_workers):
         devices = tuple(range(i * tensor_parallel_size, (i + 1) * tensor_parallel_size))
         shared = any(d < learner_ranks for d in devices)

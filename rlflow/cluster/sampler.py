@@ -53,9 +53,7 @@ class SampledBatch:
 class Sampler:
     """Feeds prompts to the rollout workers through a ledger, and finished groups to the reward workers."""
 
-    def __init__(
-        self, rollouts: RolloutGroup, rewards: RewardGroup, *, groups_in_flight: int, deterministic: bool
-    ) -> None:
+    def __init__(self, rollouts: RolloutGroup, rewards: RewardGroup, *, groups_in_flight: int, deterministic: bool) -> None:
         self._rollouts, self._rewards = rollouts, rewards
         self._groups_in_flight = groups_in_flight
         self._deterministic = deterministic
@@ -133,9 +131,7 @@ class Sampler:
                 return
             scoring.append(asyncio.create_task(self._score(summary, arrays, row_of(request.prompt_id))))
 
-    async def _lose(
-        self, worker: RolloutWorker, ledger: PromptLedger[GroupRequest], error: Exception
-    ) -> None:
+    async def _lose(self, worker: RolloutWorker, ledger: PromptLedger[GroupRequest], error: Exception) -> None:
         self._rollouts.mark_dead(worker, error)
         await ledger.give_back(worker.name)
         if not self._rollouts.workers:

@@ -12,7 +12,6 @@ from rlflow.errors import SpecError
 def connect() -> dict[str, Any]:
     """Join the cluster of RAY_ADDRESS or a running one; start a local one if there is none. Returns its resources."""
     if not ray.is_initialized():
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         ray.init(logging_level=logging.ERROR, log_to_driver=os.environ.get("RLFLOW_ACTOR_LOGS", "0") == "1")
     return ray.cluster_resources()
 

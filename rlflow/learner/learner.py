@@ -1,5 +1,6 @@
 """One rank of a learner group."""
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from rlflow.spec.model import ModelSpec
 
 TokenLoss = Callable[[LossInputs], tuple[Tensor, Means]]
 Scores = dict[int, Tensor]
+_LAYOUT_FILE = "layout.json"
+"""Beside DeepSpeed's files: what they are partitioned by."""
 
 
 class Learner:
@@ -182,16 +185,30 @@ class Learner:
 
     def save(self, directory: Path, client_state: dict[str, Any]) -> None:
         """Write this rank's part of the training state (weights, optimiser, random state)."""
-        state = {**client_state, "torch_rng": torch.get_rng_state(), "world_size": self._info.world_size}
+        state = {**client_state, "torch_rng": torch.get_rng_state()}
         self._engine.save_checkpoint(str(directory), tag="learner", client_state=state)
+        if self._info.rank == 0:
+            (directory / _LAYOUT_FILE).write_text(json.dumps(self._layout()))
 
     def load(self, directory: Path) -> dict[str, Any]:
-        """Restore what `save` wrote, and return its client state. Raises `LearnerError` for another number of ranks."""
+        """Restore what `save` wrote, and return its client state.
+
+        Raises `LearnerError` for another number of ranks or another ZeRO stage: the state is partitioned by both.
+        """
+        saved, present = json.loads((directory / _LAYOUT_FILE).read_text()), self._layout()
+        if saved != present:
+            raise LearnerError(
+                f"{directory} was saved with {_describe(saved)}, but this run has {_describe(present)}: "
+                "set learner.num_ranks and learner.zero_stage as they were"
+            )
         loaded, state = self._engine.load_checkpoint(str(directory), tag="learner")
         if loaded is None:
             raise LearnerError(f"{directory}: no learner state could be read")
         torch.set_rng_state(state["torch_rng"])
         return state
+
+    def _layout(self) -> dict[str, int]:
+        return {"num_ranks": self._info.world_size, "zero_stage": self._spec.zero_stage}
 
     def save_model(self, directory: Path, tokenizer: Any) -> None:
         """Write the weights as a transformers model directory."""
@@ -202,6 +219,10 @@ class Learner:
         self.exporter.release()
         self._engine.destroy()
         leave_process_group()
+
+
+def _describe(layout: dict[str, int]) -> str:
+    return f"{layout['num_ranks']} learner ranks at ZeRO stage {layout['zero_stage']}"
 
 
 def _load(model_path: str, model: ModelSpec, spec: LearnerSpec, config: dict[str, Any]) -> Any:

@@ -16,7 +16,8 @@ from rlflow.weights.buckets import Bucket
 from rlflow.weights.buffers import BufferHandle
 
 _RECEIVER = "rlflow.rollout.receiver.WeightReceiver"
-_SHUTDOWN_TIMEOUT_S = 1.0
+_SHUTDOWN_TIMEOUT_S = 15.0
+"""Time for the engine's processes to end by themselves, which takes them about 5 s; killed ones leave shared memory behind."""
 _SLEEP_LEVEL = 2
 """Level 2 drops weights and KV cache; every wake is followed by a full sync."""
 

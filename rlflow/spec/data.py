@@ -129,9 +129,7 @@ class DataSpec(Spec):
     @classmethod
     def _check_held_out(cls, value: float) -> float:
         if isinstance(value, float) and value >= 1:
-            raise ValueError(
-                f"{value} is not a fraction below 1.0; write a whole number for a number of rows"
-            )
+            raise ValueError(f"{value} is not a fraction below 1.0; write a whole number for a number of rows")
         return value
 
 
@@ -156,9 +154,7 @@ def parse_source(text: str) -> dict[str, Any]:
         return {"type": "file", "path": name, **sample}
     hub_id, _, subset = name.partition(":")
     if not _HUB_ID.fullmatch(hub_id):
-        raise ValueError(
-            f"{text!r} is neither a file nor a data set id; write `path.jsonl#N` or `org/name:subset#N`"
-        )
+        raise ValueError(f"{text!r} is neither a file nor a data set id; write `path.jsonl#N` or `org/name:subset#N`")
     return {"type": "hub", "id": hub_id, "subset": subset or None, **sample}
 
 

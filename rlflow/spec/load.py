@@ -132,9 +132,10 @@ def _descend(target: Any, part: str, path: list[str]) -> Any:
 
 
 def _problems(error: ValidationError, model: type[BaseModel], document: dict[str, Any]) -> list[str]:
+    items: list[dict[str, Any]] = [dict(item) for item in error.errors(include_url=False)]
     return [
-        _problem(dict(item), model, document)
-        for item in error.errors(include_url=False)
+        _problem(item, model, document)
+        for item in items
         # pydantic also calls a list too short if none of its items is valid
         if item["type"] != "too_short" or len(item["input"]) == item["ctx"]["actual_length"]
     ]

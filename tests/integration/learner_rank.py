@@ -13,8 +13,6 @@ from rlflow.spec.learner import LearnerSpec
 from rlflow.spec.model import ModelSpec
 from rlflow.weights.buffers import open_buffer, read_bucket
 
-Weights = dict[str, np.ndarray]
-
 
 class Rank:
     """What functions sent to a `RankGroup` get."""
@@ -40,9 +38,9 @@ class Rank:
         self._learner = Learner(model.path, model, spec, self.info, **options)
         return self._learner
 
-    def weights(self) -> Weights:
+    def weights(self) -> dict[str, np.ndarray]:
         """The exported weights, as a rollout engine would read them (collective)."""
-        weights: Weights = {}
+        weights: dict[str, np.ndarray] = {}
         exporter = self.learner.exporter
         for index, bucket in enumerate(exporter.buckets):
             memory = open_buffer(exporter.write_bucket(index))

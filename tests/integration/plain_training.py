@@ -1,22 +1,35 @@
 """The reference the learner is compared with: transformers and torch alone, one sequence at a time, formulas spelled out."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from rlflow.learner.sequences import TrainSequence
 from rlflow.spec.learner import LearnerSpec
-from tests.integration.learner_rank import Weights
 from tests.integration.stored_batch import MAX_COMPLETION_TOKENS, StoredBatch
 
 TEMPERATURE = 0.9
+"""Of sampling: the learner's logits are divided by it."""
 CLIP, KL_COEFFICIENT, CORRECTION_CAP = (0.8, 1.2), 0.05, 2.0
+
+
+@dataclass(frozen=True)
+class Training:
+    """What training on the stored batch gave."""
+
+    metrics: list[dict[str, float]]
+    """Of each optimiser step."""
+    weights: dict[str, np.ndarray]
+    """After the last."""
 
 
 def load_plain(model: str) -> Any:
     """The model with transformers' own eager attention, in float32."""
+    torch.set_num_threads(1)
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="eager")
@@ -34,10 +47,8 @@ def plain_logprobs(model: Any, sequence: TrainSequence) -> Tensor:
     return plain_logits(model, sequence).log_softmax(-1).gather(-1, targets[:, None])[:, 0]
 
 
-def plain_training(
-    model_path: str, batch: StoredBatch, loss_type: str, spec: LearnerSpec
-) -> tuple[list[dict[str, float]], Weights]:
-    """Train on the batch's optimiser steps. Returns loss and gradient norm of each step, and the weights after the last."""
+def plain_training(model_path: str, batch: StoredBatch, loss_type: str, spec: LearnerSpec) -> Training:
+    """Train on the batch's optimiser steps; metrics are loss and gradient norm."""
     model = load_plain(model_path)
     old = {}
     with torch.no_grad():
@@ -57,7 +68,7 @@ def plain_training(
         optimizer.step()
         optimizer.zero_grad()
         metrics.append({"loss": loss.item(), "grad_norm": norm.item()})
-    return metrics, {name: p.detach().numpy() for name, p in model.named_parameters()}
+    return Training(metrics, {name: p.detach().numpy() for name, p in model.named_parameters()})
 
 
 def _token_losses(model: Any, sequence: TrainSequence, old: Tensor) -> Tensor:
@@ -74,9 +85,7 @@ def _token_losses(model: Any, sequence: TrainSequence, old: Tensor) -> Tensor:
     return (KL_COEFFICIENT * kl - gain) * (old - sampler).exp().clamp(max=CORRECTION_CAP)
 
 
-def _token_weights(
-    loss_type: str, members: Sequence[int], batch: StoredBatch, num_steps: int
-) -> dict[int, float]:
+def _token_weights(loss_type: str, members: Sequence[int], batch: StoredBatch, num_steps: int) -> dict[int, float]:
     lengths = {number: len(sequence.trained) for number, sequence in batch.sequences.items()}
     weight = {
         "grpo": lambda n: 1 / (len(members) * lengths[n]),
@@ -94,6 +103,4 @@ def _adamw(model: Any, spec: LearnerSpec) -> torch.optim.Optimizer:
         {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": settings.weight_decay},
         {"params": [p for p in model.parameters() if p.ndim == 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(
-        groups, lr=settings.learning_rate, betas=settings.betas, eps=settings.epsilon
-    )
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, eps=settings.epsilon)

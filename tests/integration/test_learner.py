@@ -2,23 +2,27 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cache
 from itertools import product
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from rlflow.algorithms.losses import PolicyLoss
+from rlflow.learner.sequences import TrainSequence
 from rlflow.spec.learner import LearnerSpec, OptimizerSpec
 from rlflow.spec.model import ModelSpec
-from tests.integration.engines import RankGroup, save_tiny_model
-from tests.integration.learner_rank import Rank, Weights
+from tests.integration.engines import RankGroup, RemoteError, save_tiny_model
+from tests.integration.learner_rank import Rank
 from tests.integration.plain_training import (
     CLIP,
     CORRECTION_CAP,
     KL_COEFFICIENT,
     TEMPERATURE,
+    Training,
+    load_plain,
+    plain_logprobs,
     plain_training,
 )
 from tests.integration.stored_batch import StoredBatch, stored_batch
@@ -27,6 +31,7 @@ pytestmark = pytest.mark.integration
 
 RELATIVE = 1e-5
 LOSS = PolicyLoss(*CLIP, KL_COEFFICIENT, "truncate", CORRECTION_CAP)
+LEARNING_RATE = 3e-3
 
 
 @dataclass(frozen=True)
@@ -37,10 +42,10 @@ class Case:
     ranks: int = 1
     micro_batch_tokens: int = 512
     packing: bool = True
-    zero_stage: int = 3
+    zero_stage: Any = 3
     loss_type: str = "dapo"
     gradient_checkpointing: bool = False
-    dtype: str = "float32"
+    dtype: Any = "float32"
 
     @property
     def learner(self) -> LearnerSpec:
@@ -49,8 +54,8 @@ class Case:
             micro_batch_tokens=self.micro_batch_tokens,
             packing=self.packing,
             gradient_checkpointing=self.gradient_checkpointing,
-            max_grad_norm=0.5,
-            optimizer=OptimizerSpec(learning_rate=3e-3, epsilon=1e-5),
+            max_grad_norm=0.5,  # below the norms of the batch, so that clipping is compared too
+            optimizer=OptimizerSpec(learning_rate=LEARNING_RATE, epsilon=1e-5),
             timeout_s=60.0,
         )
 
@@ -63,6 +68,10 @@ class Case:
             packing=self.packing,
         )
 
+    def build(self, rank: Rank, **options: Any) -> Any:
+        model = ModelSpec(path=self.model, dtype=self.dtype)
+        return rank.build(model, self.learner, temperature=TEMPERATURE, **options)
+
 
 @dataclass(frozen=True)
 class Models:
@@ -73,9 +82,7 @@ class Models:
 @pytest.fixture(scope="module")
 def models(tmp_path_factory) -> Models:
     folder = tmp_path_factory.mktemp("models")
-    return Models(
-        save_tiny_model(folder / "tied", tied=True), save_tiny_model(folder / "untied", tied=False)
-    )
+    return Models(save_tiny_model(folder / "tied", tied=True), save_tiny_model(folder / "untied", tied=False))
 
 
 @pytest.fixture(scope="module")
@@ -86,14 +93,143 @@ def groups() -> Iterator[dict[int, RankGroup]]:
         group.stop()
 
 
-def train(rank: Rank, case: Case) -> tuple[list[dict[str, float]], Weights]:
-    """All optimiser steps of the stored batch, as the learner's actor does them."""
-    learner = rank.build(
-        ModelSpec(path=case.model, dtype=case.dtype),
-        case.learner,
-        temperature=TEMPERATURE,
-        keep_reference=True,
+@pytest.fixture(scope="module")
+def expected(models) -> Any:
+    """Plain training by model and loss type, each once."""
+    known: dict[tuple[str, str], Training] = {}
+
+    def look_up(case: Case) -> Training:
+        key = case.model, case.loss_type
+        if key not in known:
+            known[key] = plain_training(case.model, case.batch, case.loss_type, case.learner)
+        return known[key]
+
+    return look_up
+
+
+def check(case: Case, groups: dict[int, RankGroup], expected: Any) -> None:
+    results = groups[case.ranks].run(train, case)
+    assert all(result.metrics == results[0].metrics for result in results), "ranks disagree"
+    plain = expected(case)
+    for step, plain_step in zip(results[0].metrics, plain.metrics, strict=True):
+        assert {name: step[name] for name in plain_step} == pytest.approx(plain_step, rel=RELATIVE)
+    assert results[0].weights.keys() == plain.weights.keys()
+    for name, weight in plain.weights.items():
+        np.testing.assert_allclose(results[0].weights[name], weight, rtol=RELATIVE, atol=RELATIVE, err_msg=name)
+
+
+CUTS = list(product((1, 2), (512, 4096), (True, False)))
+
+
+@pytest.mark.parametrize(("ranks", "budget", "packing"), CUTS)
+@pytest.mark.parametrize("tying", ["tied", "untied"])
+def test_cutting_the_batch_changes_nothing(models, groups, expected, tying, ranks, budget, packing):
+    check(Case(getattr(models, tying), ranks, budget, packing), groups, expected)
+
+
+@pytest.mark.parametrize(("ranks", "stage"), list(product((1, 2), (0, 1, 2))))
+@pytest.mark.parametrize("tying", ["tied", "untied"])
+def test_zero_stages_change_nothing(models, groups, expected, tying, ranks, stage):
+    check(Case(getattr(models, tying), ranks, zero_stage=stage), groups, expected)
+
+
+@pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dr_grpo", "dapo"])
+def test_loss_types(models, groups, expected, loss_type):
+    for ranks in (1, 2):
+        check(Case(models.tied, ranks, loss_type=loss_type), groups, expected)
+
+
+@pytest.mark.parametrize(("tying", "packing"), [("tied", True), ("untied", True), ("tied", False)])
+def test_gradient_checkpointing_changes_nothing(models, groups, expected, tying, packing):
+    case = Case(getattr(models, tying), packing=packing, gradient_checkpointing=True)
+    for ranks in (1, 2):
+        check(replace(case, ranks=ranks), groups, expected)
+
+
+def test_more_ranks_than_sequences_pad_with_nothing(models, groups):
+    """The second rank has only a padding micro-batch, and the metrics are those of one rank."""
+    alone = groups[1].run(train_on_one_sequence, models.tied)[0]
+    both = groups[2].run(train_on_one_sequence, models.tied)
+    assert both[0] == both[1] == pytest.approx(alone, rel=RELATIVE)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_bfloat16_is_close(models, groups, expected, ranks):
+    case = Case(models.tied, ranks, dtype="bfloat16")
+    result = groups[ranks].run(train, case)[0]
+    first, plain_first = result.metrics[0], expected(case).metrics[0]
+    assert first["loss"] == pytest.approx(plain_first["loss"], rel=0.03)
+    assert first["grad_norm"] == pytest.approx(plain_first["grad_norm"], rel=0.03)
+    changes = [np.abs(result.weights[name] - weight).mean() for name, weight in expected(case).weights.items()]
+    assert max(changes) < 0.2 * LEARNING_RATE
+
+
+def test_scores_are_those_of_transformers(models, groups):
+    case = Case(models.untied, ranks=2)
+    scores = groups[2].run(score_policy_and_reference, case, 0)
+    plain = load_plain(models.untied)
+    together = {**scores[0].policy, **scores[1].policy}
+    assert together.keys() == set(case.batch.sequences)
+    for number, sequence in case.batch.sequences.items():
+        with torch.no_grad():
+            np.testing.assert_allclose(together[number], plain_logprobs(plain, sequence), atol=RELATIVE)
+
+
+@pytest.mark.parametrize("stage", [3, 2, 1, 0])
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_reference_stays_and_policy_comes_back(models, groups, ranks, stage):
+    case = Case(models.tied, ranks, zero_stage=stage)
+    before = groups[ranks].run(score_policy_and_reference, case, 0)
+    after = groups[ranks].run(score_policy_and_reference, case, 2)
+    for start, end in zip(before, after, strict=True):
+        assert _equal(start.policy, start.reference)
+        assert _equal(end.reference, start.reference), "the reference is the model at the start, bit for bit"
+        assert not _equal(end.policy, end.reference)
+        assert _equal(end.policy_again, end.policy), "scoring the reference left the policy as it was"
+
+
+@pytest.mark.parametrize(("ranks", "stage"), [(1, 3), (2, 3), (1, 2)])
+def test_policy_comes_back_when_scoring_fails(models, groups, ranks, stage):
+    for same in groups[ranks].run(fail_in_reference, Case(models.tied, ranks, zero_stage=stage)):
+        assert same
+
+
+@pytest.mark.parametrize(("ranks", "stage"), [(2, 3), (1, 2)])
+def test_a_checkpoint_continues_as_if_nothing_happened(models, groups, tmp_path, ranks, stage):
+    case = Case(models.untied, ranks, zero_stage=stage)
+    metrics, draws, weights = groups[ranks].run(step_save_step, case, tmp_path)[0]
+    groups[ranks].stop()
+    state, metrics_after, draws_after, weights_after = groups[ranks].run(load_step, case, tmp_path)[0]
+    assert state == {"step": 1, "cursor": [3, 4]}
+    assert metrics_after == metrics
+    assert draws_after == draws
+    for name, weight in weights.items():
+        np.testing.assert_array_equal(weights_after[name], weight, err_msg=name)
+
+
+def test_a_checkpoint_of_other_ranks_or_another_stage_is_refused(models, groups, tmp_path):
+    groups[1].run(step_save_step, Case(models.tied), tmp_path)
+    with pytest.raises(RemoteError) as caught:
+        groups[2].run(load_step, Case(models.tied, ranks=2), tmp_path)
+    assert str(caught.value).splitlines()[-1] == (
+        f"rlflow.errors.LearnerError: {tmp_path} was saved with 1 learner ranks at ZeRO stage 3, but this run has "
+        "2 learner ranks at ZeRO stage 3: set learner.num_ranks and learner.zero_stage as they were"
     )
+    with pytest.raises(RemoteError, match="LearnerError: .* has 1 learner ranks at ZeRO stage 2"):
+        groups[1].run(load_step, Case(models.tied, zero_stage=2), tmp_path)
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run(models, groups):
+    with pytest.raises(RemoteError, match="LearnerError: the gradient norm is nan"):
+        groups[1].run(train_on_nan, Case(models.tied))
+
+
+# ---- in the processes of the ranks
+
+
+def train(rank: Rank, case: Case) -> Training:
+    """All optimiser steps of the stored batch, as the learner's actor does them."""
+    learner = case.build(rank, keep_reference=True)
     batch = case.batch
     steps = batch.plan.plan.steps
     old: dict[int, Any] = {}
@@ -101,34 +237,84 @@ def train(rank: Rank, case: Case) -> tuple[list[dict[str, float]], Weights]:
     for step in steps:
         old |= learner.score(step, batch.sequences)
         reference |= learner.score(step, batch.sequences, reference=True)
-    metrics = [
-        learner.train_step(
-            step, batch.sequences, LOSS, learning_rate=3e-3, old=old, reference=reference
-        )
-        for step in steps
-    ]
-    return metrics, rank.weights()
+    known = {"old": old, "reference": reference}
+    metrics = [learner.train_step(step, batch.sequences, LOSS, learning_rate=LEARNING_RATE, **known) for step in steps]
+    return Training(metrics, rank.weights())
 
 
-@cache
-def plain(model: str, loss_type: str) -> tuple[list[dict[str, float]], Weights]:
-    case = Case(model, loss_type=loss_type)
-    return plain_training(model, case.batch, loss_type, case.learner)
+def train_on_one_sequence(rank: Rank, model: str) -> dict[str, float]:
+    from rlflow.algorithms.batch_plan import plan_step
+
+    learner = Case(model).build(rank)
+    sequence = TrainSequence(np.arange(5, 25), np.ones(20, np.float32), advantage=1.5)
+    step = plan_step([0], [20], {0: 1 / 19}, num_ranks=rank.info.world_size, micro_batch_tokens=64, packing=True)
+    return learner.train_step(step, {0: sequence}, PolicyLoss(), learning_rate=LEARNING_RATE)
 
 
-@pytest.mark.parametrize(
-    ("ranks", "budget", "packing"), product((1, 2), (512, 4096), (True, False))
-)
-@pytest.mark.parametrize("tying", ["tied", "untied"])
-def test_training_equals_plain_pytorch(models, groups, tying, ranks, budget, packing):
-    case = Case(getattr(models, tying), ranks, budget, packing)
-    import time
-    t=time.time()
-    results = groups[ranks].run(train, case)
-    print("ranks", time.time()-t); t=time.time()
-    metrics, weights = results[0]
-    ref, refw = plain(case.model, case.loss_type)
-    print("plain", time.time()-t)
-    for m, r in zip(metrics, ref, strict=True):
-        print(m); print({k: m[k]/r[k]-1 for k in r}, r)
-    print(max((abs(weights[k]-refw[k]).max(), k) for k in refw))
+@dataclass(frozen=True)
+class Scores:
+    """This rank's log-probabilities by sequence."""
+
+    policy: dict[int, np.ndarray]
+    reference: dict[int, np.ndarray]
+    policy_again: dict[int, np.ndarray]
+
+
+def score_policy_and_reference(rank: Rank, case: Case, num_steps: int) -> Scores:
+    """After so many optimiser steps."""
+    learner = case.build(rank, keep_reference=True)
+    batch = case.batch
+    for step in batch.plan.plan.steps[:num_steps]:
+        learner.train_step(step, batch.sequences, LOSS, learning_rate=LEARNING_RATE)
+
+    def score(**options: Any) -> dict[int, np.ndarray]:
+        scores = [learner.score(step, batch.sequences, **options) for step in batch.plan.plan.steps]
+        return {number: values.numpy() for step in scores for number, values in step.items()}
+
+    return Scores(score(), score(reference=True), score())
+
+
+def fail_in_reference(rank: Rank, case: Case) -> bool:
+    """Whether the weights after a failed pass are those before it."""
+    learner = case.build(rank, keep_reference=True)
+    batch = case.batch
+    step = batch.plan.plan.steps[0]
+    learner.train_step(step, batch.sequences, LOSS, learning_rate=LEARNING_RATE)
+    before = rank.weights()
+    mine = [number for micro_batch in step.ranks[rank.info.rank] for number in micro_batch.sequences]
+    incomplete = {number: batch.sequences[number] for number in mine[:-1]}
+    with pytest.raises(KeyError):
+        learner.score(step, incomplete, reference=True)
+    return _equal(before, rank.weights())
+
+
+def step_save_step(rank: Rank, case: Case, directory: Any) -> tuple[Any, ...]:
+    """Metrics of the second step, random numbers after it, weights at the end."""
+    learner = case.build(rank)
+    batch = case.batch
+    first, second = batch.plan.plan.steps
+    learner.train_step(first, batch.sequences, LOSS, learning_rate=LEARNING_RATE)
+    torch.rand(rank.info.rank + 1)
+    learner.save(directory, {"step": 1, "cursor": [3, 4]})
+    metrics = learner.train_step(second, batch.sequences, LOSS, learning_rate=LEARNING_RATE)
+    return metrics, torch.rand(3).tolist(), rank.weights()
+
+
+def load_step(rank: Rank, case: Case, directory: Any) -> tuple[Any, ...]:
+    """The stored state, then as `step_save_step` after its save."""
+    learner = case.build(rank)
+    state = learner.load(directory)
+    batch = case.batch
+    metrics = learner.train_step(batch.plan.plan.steps[1], batch.sequences, LOSS, learning_rate=LEARNING_RATE)
+    return state, metrics, torch.rand(3).tolist(), rank.weights()
+
+
+def train_on_nan(rank: Rank, case: Case) -> None:
+    learner = case.build(rank)
+    batch = case.batch
+    poisoned = {n: replace(s, advantage=float("nan")) for n, s in batch.sequences.items()}
+    learner.train_step(batch.plan.plan.steps[0], poisoned, LOSS, learning_rate=LEARNING_RATE)
+
+
+def _equal(left: dict[Any, np.ndarray], right: dict[Any, np.ndarray]) -> bool:
+    return left.keys() == right.keys() and all(np.array_equal(left[key], right[key]) for key in left)

@@ -47,9 +47,7 @@ def sampler(request, tmp_path_factory) -> Iterator[Sampler]:
     tying, vocabulary = request.param.split("-")
     directory = tmp_path_factory.mktemp("model")
     model = save_tiny_model(directory, tied=tying == "tied", vocabulary=int(vocabulary))
-    spec = RolloutSpec(
-        max_completion_tokens=8, engine={"skip_tokenizer_init": True, "block_size": BLOCK_TOKENS}
-    )
+    spec = RolloutSpec(max_completion_tokens=8, engine={"skip_tokenizer_init": True, "block_size": BLOCK_TOKENS})
     with rollout_engine(model, spec, max_model_tokens=128) as worker:
         yield Sampler(model, worker)
 
@@ -214,10 +212,7 @@ def write_bucket(rank: Rank, index: int) -> Any:
 def score_groups(rank: Rank, groups: list[CompletionGroup]) -> dict[int, np.ndarray]:
     """Log-probabilities of this rank's completions, numbered through all groups."""
     samples = [(group, index) for group in groups for index in range(len(group.completions))]
-    sequences = {
-        number: policy_sequence(group, PolicySample(0, index, 0, 0.0))
-        for number, (group, index) in enumerate(samples)
-    }
+    sequences = {number: policy_sequence(group, PolicySample(0, index, 0, 0.0)) for number, (group, index) in enumerate(samples)}
     scores = rank.learner.score(_plan(sequences), sequences)
     return {number: values.numpy() for number, values in scores.items()}
 
@@ -225,6 +220,4 @@ def score_groups(rank: Rank, groups: list[CompletionGroup]) -> dict[int, np.ndar
 def _plan(sequences: dict[int, Any]) -> StepPlan:
     lengths = [len(sequence.token_ids) for sequence in sequences.values()]
     weights = dict.fromkeys(sequences, 1.0)
-    return plan_step(
-        list(sequences), lengths, weights, num_ranks=2, micro_batch_tokens=512, packing=True
-    )
+    return plan_step(list(sequences), lengths, weights, num_ranks=2, micro_batch_tokens=512, packing=True)

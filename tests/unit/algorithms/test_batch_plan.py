@@ -35,7 +35,7 @@ def random_cases():
         yield lengths, chance.randint(1, 9), chance.randint(1, 200), bool(seed % 2)
 
 
-@pytest.mark.parametrize(("lengths", "ranks", "budget", "packing"), random_cases())
+@pytest.mark.parametrize(("lengths", "ranks", "budget", "packing"), list(random_cases()))
 def test_random_plans_keep_every_promise(lengths, ranks, budget, packing):
     step = plan(lengths, ranks=ranks, budget=budget, packing=packing)
     assert len(step.ranks) == ranks

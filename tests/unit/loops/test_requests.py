@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -47,7 +49,7 @@ def test_seeds_are_the_same_on_every_machine():
 
 def test_seeds_lie_further_apart_than_any_group_is_large():
     seeds = sorted(request_seed(0, step, prompt, prompt % 8) for step in range(100) for prompt in range(200))
-    assert min(b - a for a, b in zip(seeds, seeds[1:], strict=False)) > 10_000
+    assert min(b - a for a, b in pairwise(seeds)) > 10_000
     assert seeds[0] >= 0
     assert seeds[-1] < 2**62, "seed + index fits a signed 64-bit integer"
 

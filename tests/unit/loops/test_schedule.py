@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 
 import pytest
 
@@ -37,7 +38,7 @@ def test_decay_starts_from_the_peak_after_warm_up(shape):
     found = rates(8, type=shape, warmup_steps=3, min_learning_rate=0.1)
     assert found[:4] == pytest.approx([1 / 3, 2 / 3, 1, 1])
     assert found[-1] == pytest.approx(0.1)
-    assert all(a > b for a, b in zip(found[3:], found[4:], strict=False))
+    assert all(a > b for a, b in pairwise(found[3:]))
 
 
 def test_warm_up_as_a_fraction_of_all_steps():

@@ -45,24 +45,43 @@ def load(tmp_path, text, overrides=()):
     ("changes", "line"),
     [
         ({"stpes": 5}, "stpes: unknown field; did you mean steps?"),
-        ({"learner": {"optimizer": {"learning_rat": 1}}}, "learner.optimizer.learning_rat: unknown field; did you mean learning_rate?"),
+        (
+            {"learner": {"optimizer": {"learning_rat": 1}}},
+            "learner.optimizer.learning_rat: unknown field; did you mean learning_rate?",
+        ),
         ({"grpo": {"los_type": 1}}, "grpo.los_type: unknown field; did you mean loss_type?"),
         ({"grpo": {"qqqqqq": 1}}, "grpo.qqqqqq: unknown field"),
-        ({"rewards": [{"type": "accuracy"}, {"type": "cosine", "max_tokns": 4}]}, "rewards[1].max_tokns: unknown field; did you mean max_tokens?"),
-        ({"rewards": [{"type": "accurcy"}]}, "rewards[0].type: unknown: 'accurcy'; did you mean accuracy?; one of accuracy, format, cosine, soft_overlong, plugin"),
+        (
+            {"rewards": [{"type": "accuracy"}, {"type": "cosine", "max_tokns": 4}]},
+            "rewards[1].max_tokns: unknown field; did you mean max_tokens?",
+        ),
+        (
+            {"rewards": [{"type": "accurcy"}]},
+            "rewards[0].type: unknown: 'accurcy'; did you mean accuracy?; one of accuracy, format, cosine, soft_overlong, plugin",
+        ),
         ({"rewards": [{"weight": 1}]}, "rewards[0].type: missing; one of accuracy, format, cosine, soft_overlong, plugin"),
         ({"rewards": [{"type": "soft_overlong"}]}, "rewards[0].cache_tokens: missing"),
-        ({"data": {"sources": [{"type": "hub", "id": "a/b", "splt": "x"}]}}, "data.sources[0].splt: unknown field; did you mean split?"),
-        ({"model": {"random": {"config": "tiny", "characters": "ab", "confg": 1}}}, "model.random.confg: unknown field; did you mean config?"),
+        (
+            {"data": {"sources": [{"type": "hub", "id": "a/b", "splt": "x"}]}},
+            "data.sources[0].splt: unknown field; did you mean split?",
+        ),
+        (
+            {"model": {"random": {"config": "tiny", "characters": "ab", "confg": 1}}},
+            "model.random.confg: unknown field; did you mean config?",
+        ),
+        ({"data": {"sources": {"type": "file"}}}, "data.sources.path: missing"),
         ({"run": {}}, "run.name: missing"),
         ({"grpo": {"loss_type": "ppo"}}, "grpo.loss_type: Input should be 'grpo', 'bnpo', 'dr_grpo' or 'dapo' (got 'ppo')"),
         ({"learner": {"zero_stage": 4}}, "learner.zero_stage: Input should be 0, 1, 2 or 3 (got 4)"),
         ({"steps": 0}, "steps: Input should be greater than or equal to 1 (got 0)"),
         ({"rewards": []}, "rewards: Tuple should have at least 1 item after validation, not 0 (got [])"),
         ({"data": {"sources": ["rows.jsonl#0"]}}, "data.sources[0]: Input should be greater than or equal to 1 (got 0)"),
-        ({"rewards": [{"type": "accuracy", "weight": float("nan")}]}, "rewards[0].weight: Input should be a finite number (got nan)"),
+        (
+            {"rewards": [{"type": "accuracy", "weight": float("nan")}]},
+            "rewards[0].weight: Input should be a finite number (got nan)",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_mistake_is_named_by_the_path_the_user_wrote(changes, line):
     assert complaints(spec(**changes)) == [line]
 
@@ -103,11 +122,20 @@ def test_fields_of_another_kind_are_unknown():
         ({"model": {"random": {"config": "tiny"}}}, "model.random: set exactly one of characters and tokenizer"),
         ({"epochs": 1}, "set exactly one of steps and epochs"),
         ({"steps": None}, "set exactly one of steps and epochs"),
-        ({"rewards": [{"type": "accuracy"}, {"type": "accuracy"}]}, "rewards[1]: the name 'accuracy' is already taken by rewards[0]; give one of them another `name`"),
-        ({"learner": {"optimizer": {"learning_rate": 1e-6}, "schedule": {"min_learning_rate": 1e-5}}}, "learner: schedule.min_learning_rate is above optimizer.learning_rate"),
-        ({"prompts_per_step": 8, "grpo": {"optimizer_steps_per_batch": 3}}, "prompts_per_step: 8 prompts cannot be split evenly into grpo.optimizer_steps_per_batch = 3 optimiser steps"),
+        (
+            {"rewards": [{"type": "accuracy"}, {"type": "accuracy"}]},
+            "rewards[1]: the name 'accuracy' is already taken by rewards[0]; give one of them another `name`",
+        ),
+        (
+            {"learner": {"optimizer": {"learning_rate": 1e-6}, "schedule": {"min_learning_rate": 1e-5}}},
+            "learner: schedule.min_learning_rate is above optimizer.learning_rate",
+        ),
+        (
+            {"prompts_per_step": 8, "grpo": {"optimizer_steps_per_batch": 3}},
+            "prompts_per_step: 8 prompts cannot be split evenly into grpo.optimizer_steps_per_batch = 3 optimiser steps",
+        ),
     ],
-)  # fmt: skip
+)
 def test_fields_that_do_not_go_together(changes, line):
     assert complaints(spec(**changes)) == [line]
 
@@ -118,9 +146,12 @@ def test_fields_that_do_not_go_together(changes, line):
         ({"rollout": {"num_generations": 1}}, "rollout.num_generations:"),
         ({"grpo": {"sampler_correction": {"mode": "mask"}}, "rollout": {"top_p": 0.9}}, "grpo.sampler_correction.mode:"),
         ({"grpo": {"sampler_correction": {"mode": "mask"}}, "rollout": {"top_k": 5}}, "grpo.sampler_correction.mode:"),
-        ({"grpo": {"sampler_correction": {"mode": "mask"}}, "rollout": {"sampler_logprobs": "none"}}, "rollout.sampler_logprobs:"),
+        (
+            {"grpo": {"sampler_correction": {"mode": "mask"}}, "rollout": {"sampler_logprobs": "none"}},
+            "rollout.sampler_logprobs:",
+        ),
     ],
-)  # fmt: skip
+)
 def test_settings_the_objective_rules_out(changes, field):
     [line] = complaints(spec(**changes))
     assert line.startswith(field)
@@ -209,7 +240,7 @@ def test_unreadable_files(tmp_path):
         ("rollout.engine.max_num_batched_tokens=64", lambda job: job.rollout.engine == {"max_num_batched_tokens": 64}),
         ("run.name=2026-01-31", lambda job: job.run.name == "2026-01-31"),
     ],
-)  # fmt: skip
+)
 def test_overrides(override, read):
     document = spec(rewards=[{"type": "accuracy"}, {"type": "format", "name": "shape"}])
     before = copy.deepcopy(document)

@@ -1,4 +1,5 @@
 import random
+from itertools import pairwise
 
 import pytest
 
@@ -55,5 +56,5 @@ def test_every_tensor_once_in_order_aligned_and_apart(seed):
     for bucket in buckets:
         assert bucket.num_bytes <= limit or len(bucket.slots) == 1
         assert all(slot.offset % ALIGNMENT_BYTES == 0 for slot in bucket.slots)
-        for slot, following in zip(bucket.slots, bucket.slots[1:], strict=False):
+        for slot, following in pairwise(bucket.slots):
             assert slot.offset + slot.num_bytes <= following.offset

@@ -1,0 +1,59 @@
+"""What is different when the driver itself is a Ray job (`ray job submit`)."""
+
+import json
+import os
+import uuid
+from pathlib import Path
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from rlflow.errors import SpecError
+from rlflow.spec.jobs import GrpoJob, SftJob
+
+_PROBE_TIMEOUT_S = 60.0
+_JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+
+
+def in_ray_job() -> bool:
+    """Whether this process was started by Ray's job server."""
+    return _JOB_CONFIG in os.environ
+
+
+def job_id() -> str:
+    """Ray's id of this job: the submission id, as `ray job list` shows it, or the driver's."""
+    config = json.loads(os.environ.get(_JOB_CONFIG, "{}"))
+    return config.get("metadata", {}).get("job_submission_id") or ray.get_runtime_context().get_job_id()
+
+
+def check_run_dir(job: SftJob | GrpoJob) -> None:
+    """Inside a Ray job the working directory is a private copy: runs need a place that lasts and that every node sees.
+
+    Raises `SpecError` if `run.dir` is relative, or if a file written here is not found by every node.
+    """
+    if not in_ray_job():
+        return
+    folder = Path(job.run.dir)
+    if not folder.is_absolute():
+        raise SpecError(
+            f"run.dir: {job.run.dir} is relative, but a Ray job's working directory is a private copy; give an absolute path"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    probe = folder / f".probe-{uuid.uuid4().hex}"
+    probe.write_text("")
+    try:
+        blind = [node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"] and not _sees(node["NodeID"], probe)]
+    finally:
+        probe.unlink()
+    if blind:
+        raise SpecError(f"run.dir: {job.run.dir} is not visible on {', '.join(blind)}; use a directory that all nodes share")
+
+
+def _sees(node_id: str, path: Path) -> bool:
+    affinity = NodeAffinitySchedulingStrategy(node_id, soft=False)
+    task = ray.remote(_exists).options(num_cpus=0, scheduling_strategy=affinity)
+    return ray.get(task.remote(str(path)), timeout=_PROBE_TIMEOUT_S)
+
+
+def _exists(path: str) -> bool:
+    return Path(path).exists()
