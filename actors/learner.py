@@ -51,9 +51,7 @@ class LearnerActor:
             probe.bind(("", 0))
             return ray.util.get_node_ip_address(), probe.getsockname()[1]
 
-    def build(
-        self, setup: LearnerSetup, rank: int, world_size: int, address: tuple[str, int]
-    ) -> tuple[Any, ...]:
+    def build(self, setup: LearnerSetup, rank: int, world_size: int, address: tuple[str, int]) -> tuple[Any, ...]:
         """Start the engine (collective). Returns the weight buckets."""
         if setup.num_threads is not None:
             os.environ["OMP_NUM_THREADS"] = str(setup.num_threads)
@@ -93,19 +91,13 @@ class LearnerActor:
         sequences = self._policy_sequences(batch, groups)
         distinct = list({id(step): step for step in batch.plan.steps}.values())  # epochs repeat their steps
         old = None if on_policy else self._score_all(distinct, sequences, reference=False)
-        reference = (
-            self._score_all(distinct, sequences, reference=True) if token_loss.kl_coefficient > 0 else None
-        )
+        reference = self._score_all(distinct, sequences, reference=True) if token_loss.kl_coefficient > 0 else None
         return [
-            self._learner.train_step(
-                step, sequences, token_loss, learning_rate=rate, old=old, reference=reference
-            )
+            self._learner.train_step(step, sequences, token_loss, learning_rate=rate, old=old, reference=reference)
             for step, rate in zip(batch.plan.steps, learning_rates, strict=True)
         ]
 
-    def sampler_mismatch(
-        self, batch: PolicyBatch, groups: Sequence[ObjectRef], token_loss: Any
-    ) -> dict[str, float]:
+    def sampler_mismatch(self, batch: PolicyBatch, groups: Sequence[ObjectRef], token_loss: Any) -> dict[str, float]:
         """Metrics of the batch without training, the log-probability difference to the sampler among them (collective)."""
         return self._learner.evaluate(batch.plan.steps[0], self._policy_sequences(batch, groups), token_loss)
 
@@ -126,13 +118,11 @@ class LearnerActor:
     # ---- supervised training
 
     def train_conversations(
-        self, step: StepPlan, rows: Sequence[int], learning_rate: float
+        self, step: StepPlan, rows: Sequence[int], token_loss: Any, learning_rate: float
     ) -> dict[str, float]:
         """One optimiser step on rows of the training file; sequence i of the plan is row `rows[i]` (collective)."""
-        from rlflow.algorithms.losses import cross_entropy_loss
-
         sequences = self._conversations(step, rows, file=0)
-        return self._learner.train_step(step, sequences, cross_entropy_loss, learning_rate=learning_rate)
+        return self._learner.train_step(step, sequences, token_loss, learning_rate=learning_rate)
 
     def evaluate_conversations(self, step: StepPlan, rows: Sequence[int]) -> dict[str, float]:
         """Loss and accuracies on rows of the held-out file (collective)."""

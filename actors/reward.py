@@ -38,9 +38,7 @@ class RewardActor:
 
         self._label = label
         self._tokenizer = AutoTokenizer.from_pretrained(setup.tokenizer_path)
-        self._scorer = RewardScorer(
-            setup.rewards, max_completion_tokens=setup.max_completion_tokens, cwd=setup.working_dir
-        )
+        self._scorer = RewardScorer(setup.rewards, max_completion_tokens=setup.max_completion_tokens, cwd=setup.working_dir)
 
     def __repr__(self) -> str:
         return self._label
@@ -51,9 +49,7 @@ class RewardActor:
     @ray.method(num_returns=2)
     def score(self, row: PromptRow, group: CompletionGroup) -> tuple[list[SampleScore], list[str]]:
         """Score a group: scores for the controller, and the completions' texts for logs."""
-        texts = self._tokenizer.batch_decode(
-            [c.token_ids for c in group.completions], skip_special_tokens=True
-        )
+        texts = self._tokenizer.batch_decode([c.token_ids for c in group.completions], skip_special_tokens=True)
         samples = [
             RewardSample(
                 prompt_id=group.prompt_id,

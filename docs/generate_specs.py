@@ -12,6 +12,14 @@ from rlflow.spec.jobs import job_schema
 PAGE = Path(__file__).with_name("specs.md")
 MARK = "<!-- Everything below is written by docs/generate_specs.py from the docstrings of rlflow/spec. -->\n"
 _BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+_WORDS = {
+    "object": "mapping",
+    "string": "text",
+    "boolean": "true or false",
+    "integer": "integer",
+    "number": "number",
+    "null": "null",
+}
 
 Schema = dict[str, Any]
 
@@ -73,9 +81,8 @@ class Reference:
             return self._union_type(options)
         if field["type"] == "array":
             return self._list_type(field)
-        words = {"object": "mapping", "string": "text", "boolean": "true or false"}
         bounds = [f"{sign} {field[key]:g}" for key, sign in _BOUNDS.items() if key in field]
-        return " ".join([words.get(field["type"], field["type"]), ", ".join(bounds)]).strip()
+        return f"{_WORDS[field['type']]} {', '.join(bounds)}".strip()
 
     def _union_type(self, options: list[Schema]) -> str:
         words = [self._type(option) for option in options]

@@ -51,9 +51,7 @@ async def run_grpo_job(job: GrpoJob, context: JobContext) -> None:
         checkpoints = Checkpoints(context.run, learner, keep=job.run.keep_checkpoints)
         stored = await checkpoints.restore()
         hand_over = _hand_over(job, learner, rollouts, weights, prompts)
-        sampler = Sampler(
-            rollouts, rewards, groups_in_flight=_groups_in_flight(job), deterministic=job.run.deterministic
-        )
+        sampler = Sampler(rollouts, rewards, groups_in_flight=_groups_in_flight(job), deterministic=job.run.deterministic)
         await GrpoLoop(
             spec=job,
             total_steps=total_steps(job, len(prompts)),
@@ -97,9 +95,7 @@ async def _start(learner: LearnerGroup, rollouts: RolloutGroup, machine: Machine
     await learner.build()
 
 
-def _hand_over(
-    job: GrpoJob, learner: LearnerGroup, rollouts: RolloutGroup, weights: WeightSync, prompts: PromptRows
-) -> HandOver:
+def _hand_over(job: GrpoJob, learner: LearnerGroup, rollouts: RolloutGroup, weights: WeightSync, prompts: PromptRows) -> HandOver:
     residency = Residency(learner, rollouts, weights)
     verification = EngineVerification(learner, rollouts, residency, batch_settings(job), dtype=job.model.dtype)
     probe = [prompts.prompt_ids(i) for i in range(min(_PROBE_PROMPTS, len(prompts)))]

@@ -34,9 +34,7 @@ class AccuracyReward:
         # It warns that without its own signal-based time limit a caller needs one: the sandbox is ours.
         logging.getLogger("math_verify").setLevel(logging.ERROR)
         self._math_verify = math_verify
-        self._anchored = [
-            math_verify.LatexExtractionConfig(boxed_match_priority=0, try_extract_without_anchor=False)
-        ]
+        self._anchored = [math_verify.LatexExtractionConfig(boxed_match_priority=0, try_extract_without_anchor=False)]
         self._anywhere = [math_verify.LatexExtractionConfig(), math_verify.ExprExtractionConfig()]
         self._column = spec.column
 
@@ -55,9 +53,7 @@ class AccuracyReward:
         if gold is None:
             return []
         if not isinstance(gold, str | int | float):
-            raise RewardError(
-                f"column '{self._column}' must hold text or a number, not {type(gold).__name__}"
-            )
+            raise RewardError(f"column '{self._column}' must hold text or a number, not {type(gold).__name__}")
         return self._read(str(gold))
 
     def _read(self, text: str) -> list[Any]:

@@ -78,9 +78,7 @@ def _instantiate(target: type, options: dict[str, Any], mark: RewardMark | None)
 
 def _bind_column_function(function: Callable[..., Any], spec: PluginSpec, is_async: bool) -> BoundReward:
     if not takes_columns(function):
-        raise RewardPluginError(
-            "it is neither marked with @rlflow.reward nor does it take `completions` as TRL's functions do"
-        )
+        raise RewardPluginError("it is neither marked with @rlflow.reward nor does it take `completions` as TRL's functions do")
     return BoundReward(ColumnFunction(function, spec.completions), CallMode.BATCH, is_async)
 
 
@@ -89,6 +87,4 @@ def _check_takes_one_argument(function: Callable[..., Any]) -> None:
     try:
         signature.bind(None)
     except TypeError as error:
-        raise RewardPluginError(
-            f"a reward marked with @rlflow.reward takes one argument, this one takes {signature}"
-        ) from error
+        raise RewardPluginError(f"a reward marked with @rlflow.reward takes one argument, this one takes {signature}") from error

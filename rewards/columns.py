@@ -35,8 +35,7 @@ class ColumnFunction:
             variadic = parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
             if not variadic and parameter.default is parameter.empty and parameter.name not in arguments:
                 raise RewardError(
-                    f"it takes '{parameter.name}', which is no column of the data (there are: "
-                    f"{', '.join(sorted(arguments))})"
+                    f"it takes '{parameter.name}', which is no column of the data (there are: {', '.join(sorted(arguments))})"
                 )
 
 

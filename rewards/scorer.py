@@ -45,9 +45,7 @@ class RewardScorer:
     with one line per plugin that fails, and SpecError for names taken twice and limits that do not fit.
     """
 
-    def __init__(
-        self, specs: Sequence[RewardSpec], *, max_completion_tokens: int, cwd: str | None = None
-    ) -> None:
+    def __init__(self, specs: Sequence[RewardSpec], *, max_completion_tokens: int, cwd: str | None = None) -> None:
         specs = [with_token_limits(spec, max_completion_tokens) for spec in specs]
         self._weights = [spec.weight for spec in specs]
         self._sandboxes = [RewardSandbox(spec, cwd or os.getcwd()) for spec in specs]
@@ -67,8 +65,7 @@ class RewardScorer:
         if errors:
             raise RewardPluginError("\n".join(map(str, errors)))
         return [
-            spec.model_copy(update={"name": spec.name or future.result()})
-            for spec, future in zip(specs, starting, strict=True)
+            spec.model_copy(update={"name": spec.name or future.result()}) for spec, future in zip(specs, starting, strict=True)
         ]
 
     def score(self, samples: Sequence[RewardSample]) -> list[SampleScore]:
@@ -79,10 +76,7 @@ class RewardScorer:
         """
         scoring = [sandbox.score(samples) for sandbox in self._sandboxes]
         outcomes_by_reward = [future.result() for future in scoring]
-        return [
-            self._combine([outcomes[index] for outcomes in outcomes_by_reward])
-            for index in range(len(samples))
-        ]
+        return [self._combine([outcomes[index] for outcomes in outcomes_by_reward]) for index in range(len(samples))]
 
     def _combine(self, outcomes: Sequence[Outcome]) -> SampleScore:
         failures = tuple(
@@ -107,9 +101,7 @@ class RewardScorer:
         self.close()
 
 
-def check_plugins(
-    specs: Sequence[RewardSpec], *, max_completion_tokens: int, cwd: str | None = None
-) -> tuple[str, ...]:
+def check_plugins(specs: Sequence[RewardSpec], *, max_completion_tokens: int, cwd: str | None = None) -> tuple[str, ...]:
     """Import and build every reward once, and return their names. Raises what RewardScorer raises."""
     with RewardScorer(specs, max_completion_tokens=max_completion_tokens, cwd=cwd) as scorer:
         return scorer.names

@@ -70,9 +70,7 @@ def submit(
     from rlflow import client
 
     specs, overrides = split_arguments(arguments)
-    job_id = client.submit(
-        specs, address=address, working_dir=working_dir, overrides=overrides, submission_id=submission_id
-    )
+    job_id = client.submit(specs, address=address, working_dir=working_dir, overrides=overrides, submission_id=submission_id)
     print(job_id)
 
 
@@ -126,9 +124,7 @@ def plan(
     arguments: SpecsAndOverrides,
     assume_gpus: Annotated[
         str | None,
-        typer.Option(
-            metavar="NxGIB", show_default=False, help="Plan for GPUs that are not here, such as 8x80."
-        ),
+        typer.Option(metavar="NxGIB", show_default=False, help="Plan for GPUs that are not here, such as 8x80."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:

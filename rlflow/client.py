@@ -147,9 +147,7 @@ def entrypoint(spec_paths: Sequence[str | Path], working_dir: str | Path, overri
     inside = []
     for path in spec_paths:
         if not Path(path).resolve().is_relative_to(root):
-            raise SpecError(
-                f"{path}: lies outside {root}, which is all that the cluster gets; see --working-dir"
-            )
+            raise SpecError(f"{path}: lies outside {root}, which is all that the cluster gets; see --working-dir")
         inside.append(str(Path(path).resolve().relative_to(root)))
     return shlex.join(["python", "-m", "rlflow.jobs.run", *inside, *overrides])
 
@@ -223,9 +221,7 @@ def _no_address_variables() -> Iterator[None]:
 def _refused(where: str, token: str | None) -> str:
     if token:
         return f"{where}: the cluster refuses this token; set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
-    return (
-        f"{where}: the cluster asks for a token; set RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token"
-    )
+    return f"{where}: the cluster asks for a token; set RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token"
 
 
 def _server_error(where: str, job_id: str | None, text: str) -> RlflowError:

@@ -32,6 +32,10 @@ class RolloutError(RlflowError):
     """The rollout engine failed."""
 
 
+class EngineDied(RolloutError):
+    """A rollout engine's processes are gone; the worker that held it must be replaced."""
+
+
 class LearnerError(RlflowError):
     """The learner failed."""
 

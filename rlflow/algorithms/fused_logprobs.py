@@ -19,6 +19,8 @@ class TokenScores(NamedTuple):
 
     logprobs_N: Tensor
     """float32 [N], in nats, with gradient."""
+    mean_logprobs_N: Tensor
+    """float32 [N]: mean over the vocabulary of the log-probabilities, with gradient (for label smoothing)."""
     entropy_N: Tensor
     """float32 [N], in nats: of the distribution the target was scored under; without gradient."""
     correct_N: Tensor
@@ -28,8 +30,8 @@ class TokenScores(NamedTuple):
 def fused_logprobs(hidden_NH: Tensor, weight_VH: Tensor, targets_N: Tensor, temperature: float) -> TokenScores:
     """Score each target under softmax(hidden weight^T / temperature).
 
-    Shapes: hidden [N, H] and weight [V, H] of one dtype, targets int64 [N]. Gradients flow through the log-probabilities only;
-    entropy and correctness are by-products.
+    Shapes: hidden [N, H] and weight [V, H] of one dtype, targets int64 [N]. Gradients flow through the log-probabilities and
+    their means; entropy and correctness are by-products.
     """
     return TokenScores(*_FusedLogprobs.apply(hidden_NH, weight_VH, targets_N, temperature))
 
@@ -38,9 +40,10 @@ class _FusedLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, targets_N: Tensor, temperature: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         count = hidden_NH.shape[0]
         logprobs_N = hidden_NH.new_empty(count, dtype=torch.float32)
+        mean_N = torch.empty_like(logprobs_N)
         entropy_N = torch.empty_like(logprobs_N)
         normalizer_N = torch.empty_like(logprobs_N)
         correct_N = torch.empty(count, dtype=torch.bool, device=hidden_NH.device)
@@ -49,6 +52,7 @@ class _FusedLogprobs(torch.autograd.Function):
             normalizer = torch.logsumexp(logits, dim=-1)
             target_logits = logits.gather(-1, targets_N[rows, None]).squeeze(-1)
             logprobs_N[rows] = target_logits - normalizer
+            mean_N[rows] = logits.mean(dim=-1) - normalizer
             correct_N[rows] = target_logits >= logits.amax(dim=-1)
             normalizer_N[rows] = normalizer
             probabilities = (logits - normalizer[:, None]).exp_()
@@ -56,20 +60,26 @@ class _FusedLogprobs(torch.autograd.Function):
         ctx.save_for_backward(hidden_NH, weight_VH, targets_N, normalizer_N)
         ctx.temperature = temperature
         ctx.mark_non_differentiable(entropy_N, correct_N)
-        return logprobs_N, entropy_N, correct_N
+        ctx.set_materialize_grads(False)
+        return logprobs_N, mean_N, entropy_N, correct_N
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_N: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(
+        ctx: Any, grad_N: Tensor | None, grad_mean_N: Tensor | None, *_: None
+    ) -> tuple[Tensor | None, Tensor | None, None, None]:
         hidden_NH, weight_VH, targets_N, normalizer_N = ctx.saved_tensors
+        grad_N = torch.zeros_like(normalizer_N) if grad_N is None else grad_N
+        total_N = grad_N if grad_mean_N is None else grad_N + grad_mean_N
         grad_hidden = torch.empty_like(hidden_NH)
         grad_weight = weight_VH.new_zeros(weight_VH.shape, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         for rows in _chunks(hidden_NH.shape[0], weight_VH.shape[0]):
             logits = _scaled_logits(hidden_NH[rows], weight_VH, ctx.temperature)
-            # d logp / d logits = onehot(target) - softmax, divided by the temperature
-            scale = grad_N[rows, None] / ctx.temperature
-            grad_logits = (logits - normalizer_N[rows, None]).exp_().mul_(-scale)
-            grad_logits.scatter_add_(-1, targets_N[rows, None], scale)
+            # d logp / d logits = onehot(target) - softmax; d mean / d logits = 1/V - softmax; both over the temperature
+            grad_logits = (logits - normalizer_N[rows, None]).exp_().mul_(-total_N[rows, None] / ctx.temperature)
+            grad_logits.scatter_add_(-1, targets_N[rows, None], grad_N[rows, None] / ctx.temperature)
+            if grad_mean_N is not None:
+                grad_logits += grad_mean_N[rows, None] / (ctx.temperature * weight_VH.shape[0])
             grad_logits = grad_logits.to(hidden_NH.dtype)
             grad_hidden[rows] = grad_logits @ weight_VH
             if grad_weight is not None:

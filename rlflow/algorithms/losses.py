@@ -16,6 +16,8 @@ class LossInputs:
 
     logprobs_N: Tensor
     """Under the model being trained, with gradient, in nats."""
+    mean_logprobs_N: Tensor
+    """Mean log-probability over the vocabulary, with gradient."""
     entropy_N: Tensor
     """Of the model being trained, without gradient."""
     correct_N: Tensor
@@ -52,6 +54,20 @@ def cross_entropy_loss(inputs: LossInputs) -> tuple[Tensor, Means]:
         "token_accuracy": token_mean(inputs.correct_N.float()),
     }
     return -inputs.logprobs_N, means
+
+
+@dataclass(frozen=True, slots=True)
+class SmoothedCrossEntropy:
+    """Cross-entropy against (1 - smoothing) x the token + smoothing x the uniform distribution (Szegedy et al. 2016, eq. 7)."""
+
+    smoothing: float = 0.0
+
+    def __call__(self, inputs: LossInputs) -> tuple[Tensor, Means]:
+        """Token losses [N] and metrics."""
+        losses_N, means = cross_entropy_loss(inputs)
+        if self.smoothing:
+            losses_N = (1 - self.smoothing) * losses_N - self.smoothing * inputs.mean_logprobs_N
+        return losses_N, means
 
 
 def held_out_loss(inputs: LossInputs) -> tuple[Tensor, Means]:

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from rlflow.algorithms.batch_plan import StepPlan
-from rlflow.algorithms.losses import PolicyLoss
+from rlflow.algorithms.losses import PolicyLoss, SmoothedCrossEntropy
 from rlflow.algorithms.policy_batch import PolicyBatch, ScoredGroup
 from rlflow.rollout.completions import GroupRequest, GroupSummary
 
@@ -71,9 +71,7 @@ class PromptTable(Protocol):
 class SamplerHandle(Protocol):
     """Samples and scores."""
 
-    async def sample(
-        self, requests: Sequence[GroupRequest], row_of: RowOf, recover: Callable[[], Awaitable[None]]
-    ) -> Any:
+    async def sample(self, requests: Sequence[GroupRequest], row_of: RowOf, recover: Callable[[], Awaitable[None]]) -> Any:
         """Groups in the order of prompt ids."""
         ...
 
@@ -123,7 +121,7 @@ class ConversationLearner(Protocol):
     """Trains on tokenised conversations."""
 
     async def train_conversations(
-        self, step: StepPlan, rows: Sequence[int], learning_rate: float
+        self, step: StepPlan, rows: Sequence[int], token_loss: SmoothedCrossEntropy, learning_rate: float
     ) -> dict[str, float]:
         """Metrics of an optimiser step."""
         ...

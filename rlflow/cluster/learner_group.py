@@ -10,7 +10,7 @@ from ray.exceptions import RayActorError
 
 from rlflow.actors.learner import LearnerActor, LearnerSetup
 from rlflow.algorithms.batch_plan import StepPlan
-from rlflow.algorithms.losses import PolicyLoss
+from rlflow.algorithms.losses import PolicyLoss, SmoothedCrossEntropy
 from rlflow.algorithms.policy_batch import PolicyBatch
 from rlflow.cluster.devices import DevicePlan
 from rlflow.cluster.failure import LearnerLost
@@ -36,10 +36,7 @@ class LearnerGroup:
         address = await self._one(self._ranks[0].rendezvous.remote())
         world_size = len(self._ranks)
         built = await self._gather(
-            [
-                rank.build.remote(self._setup, index, world_size, address)
-                for index, rank in enumerate(self._ranks)
-            ]
+            [rank.build.remote(self._setup, index, world_size, address) for index, rank in enumerate(self._ranks)]
         )
         self.buckets = built[0]
         self.can_offload = await self._one(self._ranks[0].can_offload.remote())
@@ -54,21 +51,17 @@ class LearnerGroup:
         on_policy: bool,
     ) -> list[dict[str, float]]:
         """Metrics of each optimiser step."""
-        return await self._first(
-            "train_policy", ray.put(batch), list(groups), token_loss, list(learning_rates), on_policy
-        )
+        return await self._first("train_policy", ray.put(batch), list(groups), token_loss, list(learning_rates), on_policy)
 
-    async def sampler_mismatch(
-        self, batch: PolicyBatch, groups: Sequence[ObjectRef], token_loss: PolicyLoss
-    ) -> dict[str, float]:
+    async def sampler_mismatch(self, batch: PolicyBatch, groups: Sequence[ObjectRef], token_loss: PolicyLoss) -> dict[str, float]:
         """Metrics of a batch without training on it."""
         return await self._first("sampler_mismatch", ray.put(batch), list(groups), token_loss)
 
     async def train_conversations(
-        self, step: StepPlan, rows: Sequence[int], learning_rate: float
+        self, step: StepPlan, rows: Sequence[int], token_loss: SmoothedCrossEntropy, learning_rate: float
     ) -> dict[str, float]:
         """Metrics of one optimiser step on tokenised rows."""
-        return await self._first("train_conversations", step, list(rows), learning_rate)
+        return await self._first("train_conversations", step, list(rows), token_loss, learning_rate)
 
     async def evaluate_conversations(self, step: StepPlan, rows: Sequence[int]) -> dict[str, float]:
         """Metrics of held-out rows."""

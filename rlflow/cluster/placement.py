@@ -22,9 +22,7 @@ class Placement:
     def __init__(self, run: str, plan: DevicePlan, *, timeout_s: float = 600.0) -> None:
         self._run, self._plan = run, plan
         self._starts: dict[str, int] = {}
-        self._group: PlacementGroup = placement_group(
-            list(plan.bundles), strategy="PACK", name=f"{run}/devices"
-        )
+        self._group: PlacementGroup = placement_group(list(plan.bundles), strategy="PACK", name=f"{run}/devices")
         self._wait(timeout_s)
 
     def start(self, actor_class: type, seat: Seat, *arguments: Any, **options: Any) -> Any:
@@ -34,9 +32,7 @@ class Placement:
         return (
             ray.remote(actor_class)
             .options(
-                name=label
-                if count == 1
-                else f"{label}#{count}",  # a dead actor's name is free only some time later
+                name=label if count == 1 else f"{label}#{count}",  # a dead actor's name is free only some time later
                 namespace=self._run,
                 scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, seat.bundle),
                 **self._resources(seat),

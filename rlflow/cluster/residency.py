@@ -63,15 +63,11 @@ class Residency:
         await self._move_learner(Holding.WEIGHTS)
 
     async def _move_learner(self, holding: Holding) -> None:
-        assert not (holding is Holding.FULL and self.rollout is not Holding.OFFLOADED), (
-            "two roles would hold the device"
-        )
+        assert not (holding is Holding.FULL and self.rollout is not Holding.OFFLOADED), "two roles would hold the device"
         if self._learner.can_offload and holding is not self.learner:
             self.memory_gib[holding.value] = await self._learner.move(holding.value)
         self.learner = holding
 
     def _set_rollout(self, holding: Holding) -> None:
-        assert not (holding is Holding.FULL and self.learner is not Holding.OFFLOADED), (
-            "two roles would hold the device"
-        )
+        assert not (holding is Holding.FULL and self.learner is not Holding.OFFLOADED), "two roles would hold the device"
         self.rollout = holding

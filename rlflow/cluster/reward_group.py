@@ -15,13 +15,9 @@ from rlflow.cluster.placement import Placement
 class RewardGroup:
     """Hands groups to reward workers in turn. Ray restarts a dead worker and scores its groups again."""
 
-    def __init__(
-        self, placement: Placement, plan: DevicePlan, setup: RewardSetup, *, max_restarts: int
-    ) -> None:
+    def __init__(self, placement: Placement, plan: DevicePlan, setup: RewardSetup, *, max_restarts: int) -> None:
         self._workers = [
-            placement.start(
-                RewardActor, seat, setup, max_restarts=max_restarts, max_task_retries=max_restarts
-            )
+            placement.start(RewardActor, seat, setup, max_restarts=max_restarts, max_task_retries=max_restarts)
             for seat in plan.seats_of("reward")
         ]
         self._turn = itertools.cycle(self._workers)

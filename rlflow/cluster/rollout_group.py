@@ -7,13 +7,12 @@ from typing import Any
 
 import ray
 from ray import ObjectRef
-from ray.exceptions import RayActorError
 
 from rlflow.actors.rollout import RolloutActor, RolloutSetup
 from rlflow.cluster.devices import DevicePlan, Seat
 from rlflow.cluster.failure import RolloutsLost
 from rlflow.cluster.placement import Placement
-from rlflow.errors import RolloutError, WeightSyncError
+from rlflow.errors import RolloutError
 from rlflow.rollout.completions import GroupRequest
 
 logger = logging.getLogger("rlflow")
@@ -38,12 +37,11 @@ class RolloutWorker:
 class RolloutGroup:
     """Starts engines, notices dead ones, and replaces them when the controller says so."""
 
-    def __init__(
-        self, placement: Placement, plan: DevicePlan, setup: RolloutSetup, *, max_restarts: int
-    ) -> None:
+    def __init__(self, placement: Placement, plan: DevicePlan, setup: RolloutSetup, *, max_restarts: int) -> None:
         self._placement, self._setup = placement, setup
         self._missing = plan.seats_of("rollout")
         self._restarts_left = max_restarts + len(self._missing)  # the first start of each seat counts too
+        self._last_error = ""
         self.workers: list[RolloutWorker] = []
         self.can_sleep = False
 
@@ -62,7 +60,9 @@ class RolloutGroup:
         seats, self._missing = self._missing, []
         self._restarts_left -= len(seats)
         if self._restarts_left < 0:
-            raise RolloutError("rollout workers died more often than run.max_restarts allows")
+            raise RolloutError(
+                f"rollout workers died more often than run.max_restarts allows; the last one with: {self._last_error}"
+            )
         started = await asyncio.gather(*(self._start(seat) for seat in seats))
         self.workers = sorted([*self.workers, *started], key=lambda worker: worker.seat.index)
         return len(started)
@@ -70,7 +70,8 @@ class RolloutGroup:
     def mark_dead(self, worker: RolloutWorker, error: Exception) -> None:
         """Take a worker out; its seat stays empty until `start_missing`."""
         if worker in self.workers:
-            logger.warning(f"rollout worker {worker.name} died: {' '.join(str(error).split())[:500]}")
+            self._last_error = str(error)
+            logger.warning(f"rollout worker {worker.name} died: {' '.join(str(error).split())[-500:]}")
             self.workers.remove(worker)
             self._missing.append(worker.seat)
             ray.kill(worker.actor)
@@ -81,25 +82,24 @@ class RolloutGroup:
             self.mark_dead(worker, error)
 
     async def call(self, method: str, *arguments: Any) -> list[Any]:
-        """Call a method of every live worker. Dead ones are marked; `RolloutsLost` if none is left."""
+        """Call a method of every live worker. A worker that fails is dead: its engine is in an unknown state.
+
+        Raises `RolloutsLost` if none is left.
+        """
         workers = list(self.workers)
         results = await asyncio.gather(
             *(getattr(worker.actor, method).remote(*arguments) for worker in workers), return_exceptions=True
         )
         for worker, result in zip(workers, results, strict=True):
-            if isinstance(result, RayActorError | WeightSyncError):
+            if isinstance(result, Exception):
                 self.mark_dead(worker, result)
-            elif isinstance(result, BaseException):
-                raise result
         if not self.workers:
             raise RolloutsLost("no rollout worker is left")
-        return [result for result in results if not isinstance(result, BaseException)]
+        return [result for result in results if not isinstance(result, Exception)]
 
     async def close(self) -> None:
         """Stop all engines and their processes."""
-        await asyncio.gather(
-            *(worker.actor.close.remote() for worker in self.workers), return_exceptions=True
-        )
+        await asyncio.gather(*(worker.actor.close.remote() for worker in self.workers), return_exceptions=True)
         for worker in self.workers:
             ray.kill(worker.actor)
         self.workers = []

@@ -15,7 +15,7 @@ from rlflow.cluster.failure import RolloutsLost
 from rlflow.cluster.ledger import PromptLedger
 from rlflow.cluster.reward_group import RewardGroup
 from rlflow.cluster.rollout_group import RolloutGroup, RolloutWorker
-from rlflow.errors import RolloutError
+from rlflow.errors import EngineDied, RolloutError
 from rlflow.rollout.completions import GroupRequest, GroupSummary
 
 
@@ -122,7 +122,7 @@ class Sampler:
             summary_ref, arrays = worker.generate(request)
             try:
                 summary = await summary_ref
-            except RayActorError as error:
+            except (RayActorError, EngineDied) as error:
                 await self._lose(worker, ledger, error)
                 return
             except RayTaskError as error:

@@ -61,10 +61,7 @@ class EngineVerification:
         references = [worker.generate(request) for request in requests]
         summaries: list[GroupSummary] = list(await asyncio.gather(*(summary for summary, _ in references)))
         arrays: list[ObjectRef] = [group for _, group in references]
-        groups = [
-            ScoredGroup(s.prompt_id, s.prompt_tokens, s.completion_tokens, (False,) * 2, (0.0, 1.0))
-            for s in summaries
-        ]
+        groups = [ScoredGroup(s.prompt_id, s.prompt_tokens, s.completion_tokens, (False,) * 2, (0.0, 1.0)) for s in summaries]
         batch = plan_policy_batch(groups, self._settings)
         await self._residency.to_learning()
         metrics = await self._learner.sampler_mismatch(batch, arrays, PolicyLoss())

@@ -26,9 +26,7 @@ def build_character_tokenizer(characters: str) -> "PreTrainedTokenizerFast":
         raise DataError("a character tokenizer needs at least one character")
     special = [PAD, START, END, UNKNOWN]
     vocabulary = special + sorted(set(characters + _TEMPLATE_CHARACTERS))
-    tokenizer = Tokenizer(
-        models.WordLevel({token: number for number, token in enumerate(vocabulary)}, unk_token=UNKNOWN)
-    )
+    tokenizer = Tokenizer(models.WordLevel({token: number for number, token in enumerate(vocabulary)}, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
     tokenizer.decoder = decoders.Fuse()
     tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in special])

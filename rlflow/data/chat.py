@@ -29,16 +29,13 @@ def load_tokenizer(path: str, spec: DataSpec | None = None) -> "PreTrainedTokeni
         reason = str(error).partition("\n")[0]
         raise DataError(f"model: cannot load the tokenizer of {path}: {reason}") from None
     if not tokenizer.is_fast:
-        raise DataError(
-            f"model: the tokenizer of {path} has no fast version, so loss cannot be mapped to its tokens"
-        )
+        raise DataError(f"model: the tokenizer of {path} has no fast version, so loss cannot be mapped to its tokens")
     if spec is not None and spec.chat_template is not None:
         tokenizer.chat_template = read_template(spec.chat_template)
     if not tokenizer.chat_template:
         names = " or ".join(repr(name) for name in list_templates())
         raise DataError(
-            f"model: the tokenizer of {path} has no chat template; "
-            f"set data.chat_template to {names} or to a .jinja file"
+            f"model: the tokenizer of {path} has no chat template; set data.chat_template to {names} or to a .jinja file"
         )
     return tokenizer
 
@@ -52,15 +49,11 @@ def read_template(name: str) -> str:
     """The text of a packaged template, or of a .jinja file."""
     file = _TEMPLATES / f"{name}.jinja" if name in list_templates() else Path(name).expanduser()
     if not file.is_file():
-        raise DataError(
-            f"data.chat_template: {name} is neither a file nor one of {', '.join(list_templates())}"
-        )
+        raise DataError(f"data.chat_template: {name} is neither a file nor one of {', '.join(list_templates())}")
     return file.read_text(encoding="utf-8")
 
 
-def render(
-    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], spec: DataSpec, *, for_generation: bool
-) -> str:
+def render(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], spec: DataSpec, *, for_generation: bool) -> str:
     """The text of a conversation, ending in the header of an assistant turn if it is for generation.
 
     Raises:
@@ -79,9 +72,7 @@ def render(
     return text
 
 
-def render_prompt(
-    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], spec: DataSpec
-) -> tuple[str, list[int]]:
+def render_prompt(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], spec: DataSpec) -> tuple[str, list[int]]:
     """Text and token ids [T] of a prompt: the conversation without its last answer, and an assistant header.
 
     Raises:

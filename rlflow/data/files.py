@@ -46,9 +46,7 @@ def load_file(file: Path, cache_dir: Path) -> "Dataset":
         raise DataError(f"{file}: the file is empty")
     try:
         with quiet_datasets():
-            return datasets.load_dataset(
-                builder, data_files=[str(file)], split="train", cache_dir=str(cache_dir), **options
-            )
+            return datasets.load_dataset(builder, data_files=[str(file)], split="train", cache_dir=str(cache_dir), **options)
     except (DatasetsError, ValueError, OSError, StopIteration) as error:
         if builder == "json":
             check_json(file)

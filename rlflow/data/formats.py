@@ -97,14 +97,10 @@ def _find_query(columns: Sequence[str]) -> str:
         return query
     found = [name for name in _QUERY_COLUMNS if name in columns]
     if found:
-        raise DataError(
-            f"the columns {', '.join(found)} could each be the prompt; rename the right one to query"
-        )
+        raise DataError(f"the columns {', '.join(found)} could each be the prompt; rename the right one to query")
     names = ", ".join(columns) or "none"
     expected = ", ".join((*CHAT_COLUMNS, *_QUERY_COLUMNS))
-    raise DataError(
-        f"no messages: its columns are {names}, expected one of {expected}; rename one with `columns`"
-    )
+    raise DataError(f"no messages: its columns are {names}, expected one of {expected}; rename one with `columns`")
 
 
 def _first(names: Sequence[str], columns: Sequence[str]) -> str | None:

@@ -39,9 +39,7 @@ def read_messages(value: Any) -> list[Message]:
     messages: list[Message] = []
     for number, item in enumerate(items, start=1):
         if not isinstance(item, Mapping):
-            raise DataError(
-                f"message {number} is {_describe(item)}, expected an object with role and content"
-            )
+            raise DataError(f"message {number} is {_describe(item)}, expected an object with role and content")
         messages += _read_item(item, number)
     return messages
 
@@ -52,9 +50,7 @@ def check_conversation(messages: list[Message]) -> list[Message]:
     if "user" not in roles:
         raise DataError("no user turn among its messages")
     if "system" in roles[1:]:
-        raise DataError(
-            f"message {roles.index('system', 1) + 1} is a system turn; only the first message may be one"
-        )
+        raise DataError(f"message {roles.index('system', 1) + 1} is a system turn; only the first message may be one")
     return messages
 
 

@@ -43,9 +43,7 @@ def _draw(source: ReasoningGymSource, field: str) -> Iterator[dict[str, Any]]:
         raise DataError(f"{field}.task: reasoning_gym has no task {source.task!r}")
     draws = source.size * _MAX_DRAWS_PER_ROW
     try:
-        task = reasoning_gym.create_dataset(
-            source.task, **source.options | {"seed": source.seed, "size": draws}
-        )
+        task = reasoning_gym.create_dataset(source.task, **source.options | {"seed": source.seed, "size": draws})
     except (AssertionError, TypeError, ValueError) as error:
         raise DataError(f"{field}.options: {source.task} refuses them: {error}") from None
     return (task[index] for index in range(draws))
@@ -57,9 +55,7 @@ def _format_prompt(source: ReasoningGymSource, entry: dict[str, Any], field: str
         prompt = source.prompt.format(**names)
     except (KeyError, IndexError, ValueError, AttributeError) as error:
         found = ", ".join(sorted(names))
-        raise DataError(
-            f"{field}.prompt: cannot fill {source.prompt!r} ({error}); its names are {found}"
-        ) from None
+        raise DataError(f"{field}.prompt: cannot fill {source.prompt!r} ({error}); its names are {found}") from None
     return prompt.replace(" ", "") if source.remove_prompt_spaces else prompt
 
 

@@ -37,9 +37,7 @@ def load_sources(spec: DataSpec, cache_dir: str | Path) -> Rows:
     return Rows(parts, np.concatenate(positions))
 
 
-def _load_source(
-    source: FileSource | HubSource | ReasoningGymSource, field: str, cache_dir: Path
-) -> list[Part]:
+def _load_source(source: FileSource | HubSource | ReasoningGymSource, field: str, cache_dir: Path) -> list[Part]:
     if isinstance(source, FileSource):
         files = list_files(source.path, f"{field}.path")
         named = [(str(file), load_file(file, cache_dir)) for file in files]
@@ -59,9 +57,7 @@ def _load_hub(source: HubSource, field: str, cache_dir: Path) -> list[tuple[str,
         name = f"{source.id}:{subset}" if subset else source.id
         try:
             with quiet_datasets():
-                dataset = datasets.load_dataset(
-                    source.id, subset, split=source.split, cache_dir=str(cache_dir)
-                )
+                dataset = datasets.load_dataset(source.id, subset, split=source.split, cache_dir=str(cache_dir))
         except (DatasetsError, OSError, ValueError, RuntimeError) as error:
             reason = str(error).partition("\n")[0]
             raise DataError(f"{field}.id: cannot load {name}, split {source.split}: {reason}") from None

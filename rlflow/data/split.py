@@ -30,7 +30,5 @@ def _count_held_out(held_out: int | float, num_rows: int) -> int:
     else:
         count = int(held_out)
     if count >= num_rows:
-        raise DataError(
-            f"data.held_out: {held_out} leaves nothing to train on; there are {num_rows} distinct rows"
-        )
+        raise DataError(f"data.held_out: {held_out} leaves nothing to train on; there are {num_rows} distinct rows")
     return count

@@ -111,9 +111,7 @@ class ConversationSet:
         return [float(weights.values.to_numpy().sum()) for weights in self._table["loss_weights"]]
 
 
-def tokenize_prompts(
-    rows: Rows, tokenizer: "PreTrainedTokenizerBase", spec: DataSpec, cache_dir: str | Path
-) -> PromptSet:
+def tokenize_prompts(rows: Rows, tokenizer: "PreTrainedTokenizerBase", spec: DataSpec, cache_dir: str | Path) -> PromptSet:
     """The prompts of all rows, in a file under `cache_dir`, reused for the same rows, tokenizer and settings.
 
     Raises:
@@ -136,9 +134,7 @@ def tokenize_conversations(
     Raises:
         DataError: a row is malformed, trains nothing, or is longer than `data.max_tokens` (unless dropped).
     """
-    settings = spec.model_dump(
-        include={"chat_template_kwargs", "system", "max_tokens", "overlong", "loss", "ignore_empty_think"}
-    )
+    settings = spec.model_dump(include={"chat_template_kwargs", "system", "max_tokens", "overlong", "loss", "ignore_empty_think"})
     path = Path(cache_dir) / f"conversations-{fingerprint(rows.fingerprint(), tokenizer, settings)}.arrow"
     if not path.exists():
         write_arrow(path, _CONVERSATION_SCHEMA, _tokenize_conversations(rows, tokenizer, spec), len(rows))
@@ -147,9 +143,7 @@ def tokenize_conversations(
     return conversations
 
 
-def _tokenize_prompts(
-    rows: Rows, tokenizer: "PreTrainedTokenizerBase", spec: DataSpec
-) -> Iterator[pa.RecordBatch]:
+def _tokenize_prompts(rows: Rows, tokenizer: "PreTrainedTokenizerBase", spec: DataSpec) -> Iterator[pa.RecordBatch]:
     for indices, batch in _read_batches(rows):
         texts: list[str] = []
         for index, messages in zip(indices, batch, strict=True):
@@ -157,9 +151,7 @@ def _tokenize_prompts(
                 texts.append(render(tokenizer, prompt_messages(messages, spec), spec, for_generation=True))
             except DataError as error:
                 raise DataError(f"{rows.origin(index)}: {error}") from None
-        ids = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)[
-            "input_ids"
-        ]
+        ids = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
         kept = _fit(rows, indices, ids, "max_prompt_tokens", spec.max_prompt_tokens, spec.overlong)
         yield pa.record_batch(
             [
@@ -171,9 +163,7 @@ def _tokenize_prompts(
         )
 
 
-def _tokenize_conversations(
-    rows: Rows, tokenizer: "PreTrainedTokenizerBase", spec: DataSpec
-) -> Iterator[pa.RecordBatch]:
+def _tokenize_conversations(rows: Rows, tokenizer: "PreTrainedTokenizerBase", spec: DataSpec) -> Iterator[pa.RecordBatch]:
     frame = probe_frame(tokenizer, spec)
     for indices, batch in _read_batches(rows):
         weighed = []
@@ -208,9 +198,7 @@ def _read_batches(rows: Rows) -> Iterator[tuple[range, list[list[Message]]]]:
         yield indices, rows.read_messages(indices)
 
 
-def _fit(
-    rows: Rows, indices: Sequence[int], ids: Sequence[Sequence[int]], field: str, limit: int, overlong: str
-) -> list[int]:
+def _fit(rows: Rows, indices: Sequence[int], ids: Sequence[Sequence[int]], field: str, limit: int, overlong: str) -> list[int]:
     """Positions in the batch of the sequences within the limit."""
     kept = []
     for number, sequence in enumerate(ids):
@@ -229,6 +217,4 @@ def _report_dropped(tokenised: PromptSet | ConversationSet, field: str, limit: i
         raise DataError(f"data.{field}: every row is longer than {limit} tokens, nothing is left; raise it")
     if tokenised.num_dropped:
         total = len(tokenised) + tokenised.num_dropped
-        _log.warning(
-            "dropped %d of %d rows longer than data.%s (%d)", tokenised.num_dropped, total, field, limit
-        )
+        _log.warning("dropped %d of %d rows longer than data.%s (%d)", tokenised.num_dropped, total, field, limit)

@@ -7,6 +7,7 @@ right, so causal attention never looks at padding.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
@@ -36,8 +37,7 @@ class Segments:
         for start, length in zip(starts.tolist(), lengths, strict=False):
             groups.setdefault(length, []).append(start)
         by_length = tuple(
-            (length, (torch.tensor(begin)[:, None] + torch.arange(length)).to(device))
-            for length, begin in groups.items()
+            (length, (torch.tensor(begin)[:, None] + torch.arange(length)).to(device)) for length, begin in groups.items()
         )
         return cls(starts.to(device, torch.int32), max(lengths), by_length)
 
@@ -69,13 +69,9 @@ def segment_attention(
     window = kwargs.get("sliding_window") or getattr(module, "sliding_window", None)
     longest = rlflow_segments.longest if rlflow_segments else query.shape[2]
     if window is not None and window < longest:
-        raise LearnerError(
-            f"sliding-window attention ({window} tokens) is not supported for sequences of {longest} tokens"
-        )
+        raise LearnerError(f"sliding-window attention ({window} tokens) is not supported for sequences of {longest} tokens")
     if rlflow_segments is None:
-        output = scaled_dot_product_attention(
-            query, key, value, is_causal=True, scale=scaling, enable_gqa=True
-        )
+        output = scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=True)
     elif query.is_cuda:
         return _varlen(query, key, value, rlflow_segments, scaling), None
     else:
@@ -91,24 +87,16 @@ def _varlen(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scali
     from torch.nn.attention.varlen import varlen_attn
 
     query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
-    output = varlen_attn(
-        query,
-        key,
-        value,
-        segments.boundaries_S,
-        segments.boundaries_S,
-        segments.longest,
-        segments.longest,
-        scale=scaling,
-        window_size=(-1, 0),
-        enable_gqa=query.shape[1] != key.shape[1],
+    bounds, longest = segments.boundaries_S, segments.longest
+    # torch 2.11 takes grouped-query heads as they are and does not know the argument that 2.13 wants for them.
+    grouped = {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
+    output: Any = varlen_attn(
+        query, key, value, bounds, bounds, longest, longest, scale=scaling, window_size=(-1, 0), **grouped
     )
     return output[None]
 
 
-def _by_length(
-    query: Tensor, key: Tensor, value: Tensor, segments: Segments, scaling: float | None
-) -> Tensor:
+def _by_length(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scaling: float | None) -> Tensor:
     outputs, positions = [], []
     for _, positions_nL in segments.by_length:
         q, k, v = (x[0][:, positions_nL].transpose(0, 1) for x in (query, key, value))

@@ -2,20 +2,26 @@
 
 from typing import Any
 
+from rlflow.errors import SpecError
 from rlflow.spec.learner import LearnerSpec
 
 
 def deepspeed_config(spec: LearnerSpec, *, dtype: str, on_gpu: bool) -> dict[str, Any]:
     """ZeRO with the accumulation of gradients in our hands: `step()` is called once, after all micro-batches.
 
+    Raises `SpecError` for stage 0 with bfloat16: DeepSpeed cannot accumulate gradients in float32 there.
+
     `torch_adam` on CPU: DeepSpeed's own CPU Adam is compiled at first use. On a GPU FusedAdam is needed to offload states.
     """
+    if spec.zero_stage == 0 and dtype != "float32":
+        raise SpecError(f"learner.zero_stage: 0 needs model.dtype float32, not {dtype}; use stage 1 or higher")
     offload = {"offload_optimizer": {"device": "cpu", "pin_memory": on_gpu}} if spec.offload_optimizer else {}
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "managed_gradient_accumulation": False,
-        "gradient_clipping": spec.max_grad_norm,
+        # At stage 0 DeepSpeed does not report the norm it clips by; the learner clips there.
+        "gradient_clipping": spec.max_grad_norm if spec.zero_stage else 0.0,
         "steps_per_print": 10**9,
         "zero_allow_untested_optimizer": True,
         "optimizer": {
@@ -31,11 +37,7 @@ def deepspeed_config(spec: LearnerSpec, *, dtype: str, on_gpu: bool) -> dict[str
             "stage3_param_persistence_threshold": 0,
             **offload,
         },
-        **(
-            {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
-            if dtype == "bfloat16"
-            else {}
-        ),
+        **({"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}} if dtype == "bfloat16" else {}),
     }
 
 

@@ -34,7 +34,7 @@ class _Export:
             out.copy_(self.parameter)
             return
         down, up, scale = self.adapter
-        out.copy_(self.parameter.float().addmm_(up.float(), down.float(), alpha=scale))
+        out.copy_(torch.addmm(self.parameter.float(), up.float(), down.float(), alpha=scale))
 
 
 class WeightExporter:
@@ -73,9 +73,7 @@ class WeightExporter:
             self._gather_into(bucket, scratch)
             if is_writer:
                 host = scratch.cpu()
-                state.update(
-                    {s.name: slot_view(host, s.offset, s.num_bytes, s.dtype, s.shape) for s in bucket.slots}
-                )
+                state.update({s.name: slot_view(host, s.offset, s.num_bytes, s.dtype, s.shape) for s in bucket.slots})
         if is_writer:
             directory.mkdir(parents=True, exist_ok=True)
             _save_pretrained(self._causal_lm, state, directory)
@@ -95,9 +93,7 @@ class WeightExporter:
         named = {name: p for name, p in self._model.named_parameters() if "lora_" in name}
         with gathered(list(named.values())):
             if is_writer:
-                state = get_peft_model_state_dict(
-                    self._model, {n: p.detach().cpu().clone() for n, p in named.items()}
-                )
+                state = get_peft_model_state_dict(self._model, {n: p.detach().cpu().clone() for n, p in named.items()})
                 shutil.rmtree(directory, ignore_errors=True)
                 _write_adapter(self._model, state, directory)
 
@@ -120,9 +116,7 @@ def gathered(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
 def _named_exports(causal_lm: nn.Module) -> Iterator[tuple[str, _Export]]:
     """Parameters by checkpoint name, in the order of the modules; tied ones once."""
     adapters = {
-        name: module
-        for name, module in causal_lm.named_modules()
-        if hasattr(module, "lora_A") and hasattr(module, "base_layer")
+        name: module for name, module in causal_lm.named_modules() if hasattr(module, "lora_A") and hasattr(module, "base_layer")
     }
     for name, parameter in causal_lm.named_parameters():
         if ".lora_" in name:
@@ -139,9 +133,7 @@ def _adapter_of(layer: Any) -> tuple[nn.Parameter, nn.Parameter, float]:
 
 def _describe(name: str, parameter: nn.Parameter) -> TensorDescription:
     shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
-    return TensorDescription(
-        name, str(parameter.dtype).removeprefix("torch."), shape, parameter.element_size()
-    )
+    return TensorDescription(name, str(parameter.dtype).removeprefix("torch."), shape, parameter.element_size())
 
 
 def _save_pretrained(causal_lm: Any, state: dict[str, Tensor], directory: Path) -> None:

@@ -1,9 +1,10 @@
 """One rank of a learner group."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -51,12 +52,12 @@ class Learner:
         causal_lm = _load(model_path, model, spec, config)
         self._policy = PolicyModel(causal_lm)
         self._engine = _initialize(self._policy, config, spec)
+        if spec.zero_stage == 0:
+            self._clipper = _GradientClipper(self._policy, self._engine.optimizer, spec.max_grad_norm)
         self._reference = None
         if keep_reference:
             self._reference = AdapterReference(causal_lm) if model.lora else SwappedReference(self._policy)
-        self.exporter = (
-            WeightExporter(causal_lm) if bucket_bytes is None else WeightExporter(causal_lm, bucket_bytes)
-        )
+        self.exporter = WeightExporter(causal_lm) if bucket_bytes is None else WeightExporter(causal_lm, bucket_bytes)
         self._mover = StateMover(self._engine, self._policy, on_gpu=self.device.type == "cuda")
         self.num_parameters = count_parameters(causal_lm)
 
@@ -73,17 +74,14 @@ class Learner:
 
     # ---- training
 
-    def score(
-        self, step: StepPlan, sequences: Mapping[int, TrainSequence], *, reference: bool = False
-    ) -> Scores:
+    def score(self, step: StepPlan, sequences: Mapping[int, TrainSequence], *, reference: bool = False) -> Scores:
         """Log-probabilities of this rank's trained tokens: sequence -> float32 [n], under the policy or the reference."""
         if reference:
             assert self._reference is not None, "the learner was built without a reference"
             with self._reference.active():
                 return self.score(step, sequences)
-        self._engine.eval()
         scores: Scores = {}
-        with torch.no_grad():
+        with self._without_gradient():
             for micro_batch in step.ranks[self._info.rank]:
                 batch = self._build(micro_batch, sequences, step)
                 scores.update(batch.split(self._engine(batch, self._temperature).logprobs_N))
@@ -115,24 +113,30 @@ class Learner:
         self._set_learning_rate(learning_rate)
         return {**metrics, "grad_norm": self._step(), "learning_rate": learning_rate}
 
-    def evaluate(
-        self, step: StepPlan, sequences: Mapping[int, TrainSequence], token_loss: TokenLoss
-    ) -> dict[str, float]:
+    def evaluate(self, step: StepPlan, sequences: Mapping[int, TrainSequence], token_loss: TokenLoss) -> dict[str, float]:
         """The metrics of `train_step` without training."""
-        self._engine.eval()
         means: Means = {}
-        with torch.no_grad():
+        with self._without_gradient():
             for micro_batch in step.ranks[self._info.rank]:
                 batch = self._build(micro_batch, sequences, step)
                 _add(means, micro_batch, *self._token_losses(batch, token_loss, None, None))
         return self._reduced(means)
 
-    def _build(
-        self, micro_batch: MicroBatch, sequences: Mapping[int, TrainSequence], step: StepPlan
-    ) -> MicroBatchTensors:
-        return build_micro_batch(
-            micro_batch, sequences, step.token_weights, packing=self._spec.packing, device=self.device
-        )
+    @contextmanager
+    def _without_gradient(self) -> Iterator[None]:
+        """For forward passes alone. ZeRO-3 keeps what they gather for the backward pass that it expects: it would hide weights
+        that are swapped in afterwards, and fill the device.
+        """
+        self._engine.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            if self._spec.zero_stage == 3:
+                self._engine.optimizer.empty_partition_cache()
+
+    def _build(self, micro_batch: MicroBatch, sequences: Mapping[int, TrainSequence], step: StepPlan) -> MicroBatchTensors:
+        return build_micro_batch(micro_batch, sequences, step.token_weights, packing=self._spec.packing, device=self.device)
 
     def _token_losses(
         self, batch: MicroBatchTensors, token_loss: TokenLoss, old: Scores | None, reference: Scores | None
@@ -140,6 +144,7 @@ class Learner:
         scores = self._engine(batch, self._temperature)
         inputs = LossInputs(
             logprobs_N=scores.logprobs_N,
+            mean_logprobs_N=scores.mean_logprobs_N,
             entropy_N=scores.entropy_N,
             correct_N=scores.correct_N,
             counts=batch.counts,
@@ -153,10 +158,9 @@ class Learner:
         return (losses_N * batch.weights_N).sum(), means
 
     def _step(self) -> float:
-        before = _gradient_norm(self._policy) if self._spec.zero_stage == 0 else None
         self._engine.step()
-        norm = before if before is not None else self._engine.get_global_grad_norm()
-        norm = float(norm)
+        norm = self._engine.get_global_grad_norm()
+        norm = float(self._clipper.norm if norm is None else norm)
         if norm != norm or norm == float("inf"):
             raise LearnerError(f"the gradient norm is {norm}")
         return norm
@@ -173,19 +177,15 @@ class Learner:
             known = [None] * self._info.world_size
             dist.all_gather_object(known, local)
         names = dict.fromkeys(name for rank_means in known for name in rank_means)
-        sums = {
-            name: [sum(part) for part in zip(*(m[name] for m in known if name in m), strict=True)]
-            for name in names
-        }
-        return {
-            name: total if name == "loss" else total / count for name, (total, count) in sums.items() if count
-        }
+        sums = {name: [sum(part) for part in zip(*(m[name] for m in known if name in m), strict=True)] for name in names}
+        return {name: total if name == "loss" else total / count for name, (total, count) in sums.items() if count}
 
     # ---- checkpoints
 
     def save(self, directory: Path, client_state: dict[str, Any]) -> None:
         """Write this rank's part of the training state (weights, optimiser, random state)."""
-        state = {**client_state, "torch_rng": torch.get_rng_state()}
+        own = {"torch_rng": torch.get_rng_state(), "client_state_names": list(client_state)}
+        state = {**client_state, **own}
         self._engine.save_checkpoint(str(directory), tag="learner", client_state=state)
         if self._info.rank == 0:
             (directory / _LAYOUT_FILE).write_text(json.dumps(self._layout()))
@@ -205,7 +205,7 @@ class Learner:
         if loaded is None:
             raise LearnerError(f"{directory}: no learner state could be read")
         torch.set_rng_state(state["torch_rng"])
-        return state
+        return {name: state[name] for name in state["client_state_names"]}
 
     def _layout(self) -> dict[str, int]:
         return {"num_ranks": self._info.world_size, "zero_stage": self._spec.zero_stage}
@@ -228,11 +228,9 @@ def _describe(layout: dict[str, int]) -> str:
 def _load(model_path: str, model: ModelSpec, spec: LearnerSpec, config: dict[str, Any]) -> Any:
     if spec.zero_stage < 3:
         return load_causal_lm(model_path, model, gradient_checkpointing=spec.gradient_checkpointing)
-    from transformers.integrations import HfDeepSpeedConfig
+    from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
-    keep_alive = HfDeepSpeedConfig(
-        config
-    )  # transformers partitions weights while loading as long as this object lives
+    keep_alive = HfDeepSpeedConfig(config)  # transformers partitions weights while loading as long as this object lives
     causal_lm = load_causal_lm(model_path, model, gradient_checkpointing=spec.gradient_checkpointing)
     causal_lm.rlflow_deepspeed_config = keep_alive
     return causal_lm
@@ -242,14 +240,20 @@ def _initialize(policy: PolicyModel, config: dict[str, Any], spec: LearnerSpec) 
     import deepspeed
 
     groups = trainable_parameters(policy, spec.optimizer.weight_decay)
-    engine, *_ = deepspeed.initialize(model=policy, model_parameters=groups, config=config)
+    engine, *_ = deepspeed.initialize(model=policy, model_parameters=cast(Any, groups), config=config)
     return engine
 
 
-def _gradient_norm(policy: PolicyModel) -> float:
-    """Stage 0 reports no norm of its own; gradients are already averaged over ranks at this point."""
-    gradients = [p.grad for p in policy.parameters() if p.grad is not None]
-    return float(torch.nn.utils.get_total_norm(gradients))
+class _GradientClipper:
+    """Clips at stage 0, where DeepSpeed would, but keep the norm to itself. Gradients are averaged over ranks by then."""
+
+    def __init__(self, policy: PolicyModel, optimizer: Any, max_norm: float) -> None:
+        self._policy, self._max_norm = policy, max_norm
+        self.norm = torch.tensor(float("nan"))
+        optimizer.register_step_pre_hook(self._clip)
+
+    def _clip(self, *_: Any) -> None:
+        self.norm = torch.nn.utils.clip_grad_norm_(self._policy.parameters(), self._max_norm)
 
 
 def _add(means: Means, micro_batch: MicroBatch, loss: Tensor, more: Means) -> None:

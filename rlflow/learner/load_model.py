@@ -37,15 +37,11 @@ def _config_fields(config: str | dict[str, Any]) -> dict[str, Any]:
     shapes = packaged_shapes()
     path = shapes.get(config, Path(config))
     if not path.is_file():
-        raise SpecError(
-            f"model.random.config: {config} is neither a file nor a packaged shape ({', '.join(shapes)})"
-        )
+        raise SpecError(f"model.random.config: {config} is neither a file nor a packaged shape ({', '.join(shapes)})")
     return json.loads(path.read_text())
 
 
-def create_random_model(
-    spec: RandomModelSpec, dtype: str, tokenizer: Any, seed: int, directory: Path
-) -> None:
+def create_random_model(spec: RandomModelSpec, dtype: str, tokenizer: Any, seed: int, directory: Path) -> None:
     """Write a model with random weights, and its tokenizer, as a transformers model directory."""
     from transformers import AutoModelForCausalLM
 
@@ -73,7 +69,7 @@ def load_causal_lm(path: str, spec: ModelSpec, *, gradient_checkpointing: bool) 
     from transformers import AutoModelForCausalLM
 
     register()
-    model, info = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         path,
         revision=spec.revision,
         dtype=getattr(torch, spec.dtype),
@@ -81,11 +77,10 @@ def load_causal_lm(path: str, spec: ModelSpec, *, gradient_checkpointing: bool) 
         trust_remote_code=spec.trust_remote_code,
         output_loading_info=True,
     )
+    model, info = loaded
     missing = [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]
     if missing:
-        raise LearnerError(
-            f"{path}: {len(missing)} weights are missing or have another shape, the first is {missing[0]}"
-        )
+        raise LearnerError(f"{path}: {len(missing)} weights are missing or have another shape, the first is {missing[0]}")
     if gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model if spec.lora is None else _add_adapters(model, spec.lora, gradient_checkpointing)
@@ -97,7 +92,7 @@ def _add_adapters(model: Any, lora: LoraSpec, gradient_checkpointing: bool) -> A
     targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
     config = LoraConfig(
         r=lora.rank,
-        lora_alpha=lora.alpha,
+        lora_alpha=lora.alpha,  # pyright: ignore[reportArgumentType]  (a float works as well)
         lora_dropout=lora.dropout,
         target_modules=targets,
         task_type="CAUSAL_LM",

@@ -31,9 +31,7 @@ class PolicyModel(nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
-        self.causal_lm = [
-            model.get_base_model() if hasattr(model, "peft_config") else model
-        ]  # a list: not a second submodule
+        self.causal_lm = [model.get_base_model() if hasattr(model, "peft_config") else model]  # a list: not a second submodule
         _refuse_logit_transforms(self.causal_lm[0].config)
         self.causal_lm[0].set_output_embeddings(LogprobHead(self.causal_lm[0].get_output_embeddings()))
 
@@ -54,9 +52,7 @@ class PolicyModel(nn.Module):
 def _refuse_logit_transforms(config: Any) -> None:
     for name in _LOGIT_TRANSFORMS:
         if getattr(config, name, None) not in (None, 0, 1.0):
-            raise LearnerError(
-                f"models with {name} are not supported: their logits are not hidden states times the head"
-            )
+            raise LearnerError(f"models with {name} are not supported: their logits are not hidden states times the head")
 
 
 def trainable_parameters(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -35,9 +35,7 @@ def join_process_group(info: RankInfo, timeout_s: float) -> torch.device:
     # DeepSpeed's shared-memory all-reduce serves its inference engine only. Without this it is compiled at first use (30 s)
     # and leaves 69 MB a rank in /dev/shm.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(
-        dist_backend="nccl" if on_gpu else "gloo", timeout=timedelta(seconds=timeout_s), verbose=False
-    )
+    deepspeed.init_distributed(dist_backend="nccl" if on_gpu else "gloo", timeout=timedelta(seconds=timeout_s), verbose=False)
     if on_gpu:
         torch.cuda.set_device(0)
     return torch.device("cuda", 0) if on_gpu else torch.device("cpu")

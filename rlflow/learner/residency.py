@@ -18,10 +18,9 @@ class StateMover:
     """
 
     def __init__(self, engine: Any, model: nn.Module, *, on_gpu: bool) -> None:
-        self._engine, self._parameters = engine, list(model.parameters())
-        self.can_offload = on_gpu and type(engine.optimizer).__name__.startswith(
-            "DeepSpeedZeroOptimizer_Stage3"
-        )
+        self._engine = engine
+        self._parameters: list[Any] = list(model.parameters())  # ZeRO-3 adds `ds_tensor`
+        self.can_offload = on_gpu and type(engine.optimizer).__name__.startswith("DeepSpeedZeroOptimizer_Stage3")
         """Whether states can leave the device."""
         self._state: State = "full"
         self._mirrors: list[torch.Tensor] = []

@@ -82,12 +82,8 @@ def build_micro_batch(
         input_ids_BT=torch.from_numpy(input_ids).view(-1, row_length).to(device),
         position_ids_BT=torch.from_numpy(positions).view(-1, row_length).to(device),
         segments=Segments.from_lengths(lengths, device) if packing else None,
-        source_N=_tensor(
-            [start + t - 1 for start, t in zip(starts, trained, strict=True)], torch.int64, device
-        ),
-        targets_N=_tensor(
-            [s.token_ids[t] for s, t in zip(members, trained, strict=True)], torch.int64, device
-        ),
+        source_N=_tensor([start + t - 1 for start, t in zip(starts, trained, strict=True)], torch.int64, device),
+        targets_N=_tensor([s.token_ids[t] for s, t in zip(members, trained, strict=True)], torch.int64, device),
         weights_N=_tensor(
             [s.loss_weights[t] * w for s, t, w in zip(members, trained, scale, strict=True)],
             torch.float32,

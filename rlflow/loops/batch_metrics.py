@@ -19,11 +19,7 @@ def sampling_metrics(groups: Sequence[GroupHandle], batch: PolicyBatch) -> dict[
     reasons = [reason for group in groups for reason in group.summary.finish_reasons]
     flat = [not has_spread([score.total for score in group.scores]) for group in groups]
     return {
-        **(
-            {"reward_mean": statistics.fmean(totals), "reward_std": statistics.pstdev(totals)}
-            if totals
-            else {}
-        ),
+        **({"reward_mean": statistics.fmean(totals), "reward_std": statistics.pstdev(totals)} if totals else {}),
         **{f"reward_{name}_mean": mean for name, mean in _reward_means(groups).items()},
         "reward_failed_fraction": _failed_fraction(groups),
         "groups_zero_std_fraction": statistics.fmean(flat),
@@ -48,9 +44,7 @@ def check_failures(groups: Sequence[GroupHandle], threshold: float, note: Callab
     fraction = _failed_fraction(groups)
     note(f"{fraction:.1%} of rewards failed, e.g. {failures[0].reward}: {failures[0].message}")
     if fraction > threshold:
-        shown = "\n".join(
-            f"{f.reward}: {f.message}\n{f.traceback}".rstrip() for f in failures[:_SHOWN_FAILURES]
-        )
+        shown = "\n".join(f"{f.reward}: {f.message}\n{f.traceback}".rstrip() for f in failures[:_SHOWN_FAILURES])
         raise RewardError(
             f"rewards failed for {fraction:.1%} of the samples, more than reward_pool.failure_threshold = {threshold:.1%}; "
             f"the first failures:\n{shown}"

@@ -60,30 +60,19 @@ class GrpoLoop:
     async def _train(self, step: int, batch: Any, sampled: Any) -> dict[str, float]:
         """All optimiser steps on the batch; metrics are their means. Nothing to learn from: no step is taken."""
         if not batch.plan.steps:
-            self.journal.note(
-                f"step {step}: no group has rewards that differ, so there is nothing to learn from"
-            )
+            self.journal.note(f"step {step}: no group has rewards that differ, so there is nothing to learn from")
             return {}
         per_batch = self.spec.grpo.optimizer_steps_per_batch * self.spec.grpo.epochs_per_batch
         first = (step - 1) * per_batch
-        rates = [
-            learning_rate(self.spec.learner, first + i, self.total_steps * per_batch)
-            for i in range(len(batch.plan.steps))
-        ]
+        rates = [learning_rate(self.spec.learner, first + i, self.total_steps * per_batch) for i in range(len(batch.plan.steps))]
         on_policy = len(batch.plan.steps) == 1
         arrays = [group.arrays for group in sampled.groups]
-        return _means(
-            await self.learner.train_policy(batch, arrays, self._loss(), rates, on_policy=on_policy)
-        )
+        return _means(await self.learner.train_policy(batch, arrays, self._loss(), rates, on_policy=on_policy))
 
-    async def _finish_step(
-        self, clock: StepClock, sampled: Any, batch: Any, metrics: dict[str, float]
-    ) -> None:
+    async def _finish_step(self, clock: StepClock, sampled: Any, batch: Any, metrics: dict[str, float]) -> None:
         step, every = self.state.step, self.spec.evaluate.every
         is_last = step == self.total_steps
-        if self.spec.run.log_completions_every and (
-            is_last or step % self.spec.run.log_completions_every == 0
-        ):
+        if self.spec.run.log_completions_every and (is_last or step % self.spec.run.log_completions_every == 0):
             texts = await self.sampler.texts(sampled.groups)
             self.journal.completions(step, completion_rows(sampled.groups, batch, texts, self.prompts.row))
         if is_last or (every and step % every == 0):
@@ -92,9 +81,7 @@ class GrpoLoop:
         if is_last or step % self.spec.run.save_every == 0:
             with clock.phase("checkpoint"):
                 await self.checkpoints.save(step, self.state.to_dict())
-        tokens = sum(
-            g.summary.prompt_tokens * len(g.scores) + sum(g.summary.completion_tokens) for g in sampled.groups
-        )
+        tokens = sum(g.summary.prompt_tokens * len(g.scores) + sum(g.summary.completion_tokens) for g in sampled.groups)
         metrics |= {"learn_tokens": tokens, "tokens_per_second": tokens / clock.metrics()["step_seconds"]}
         self.journal.step(step, {**metrics, "epoch": self.order.epoch(self.state.cursor)}, clock)
 

@@ -31,9 +31,7 @@ def training_requests(
     ]
 
 
-def evaluation_requests(
-    spec: GrpoJob, rows: Sequence[int], prompt_ids: Callable[[int], np.ndarray]
-) -> list[GroupRequest]:
+def evaluation_requests(spec: GrpoJob, rows: Sequence[int], prompt_ids: Callable[[int], np.ndarray]) -> list[GroupRequest]:
     """One completion for each held-out row, always with the same seed, so that evaluations compare models and not luck."""
     temperature = spec.rollout.temperature if spec.evaluate.temperature is None else spec.evaluate.temperature
     return [

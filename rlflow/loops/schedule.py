@@ -12,11 +12,7 @@ def learning_rate(spec: LearnerSpec, step: int, total_steps: int) -> float:
     `min_learning_rate` at the last step.
     """
     schedule, peak, floor = spec.schedule, spec.optimizer.learning_rate, spec.schedule.min_learning_rate
-    warmup = (
-        schedule.warmup_steps
-        if schedule.warmup_steps is not None
-        else round(schedule.warmup_fraction * total_steps)
-    )
+    warmup = schedule.warmup_steps if schedule.warmup_steps is not None else round(schedule.warmup_fraction * total_steps)
     if step < warmup:
         return peak * (step + 1) / warmup
     if schedule.type == "constant":

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rlflow.algorithms.batch_plan import StepPlan, plan_step
+from rlflow.algorithms.losses import SmoothedCrossEntropy
 from rlflow.cluster.handles import CheckpointHandle, ConversationLearner
 from rlflow.data.order import RowOrder
 from rlflow.loops.schedule import learning_rate
@@ -47,13 +48,12 @@ class SftLoop:
             plan = self._plan(self.train, rows)
             with clock.phase("learn"):
                 rate = learning_rate(self.spec.learner, self.state.step, self.total_steps)
-                metrics = await self.learner.train_conversations(plan, rows, rate)
+                loss = SmoothedCrossEntropy(self.spec.label_smoothing)
+                metrics = await self.learner.train_conversations(plan, rows, loss, rate)
             self.state.step, self.state.cursor = step, self.state.cursor + len(rows)
             await self._finish_step(step, clock, rows, metrics)
 
-    async def _finish_step(
-        self, step: int, clock: StepClock, rows: list[int], metrics: dict[str, float]
-    ) -> None:
+    async def _finish_step(self, step: int, clock: StepClock, rows: list[int], metrics: dict[str, float]) -> None:
         is_last = step == self.total_steps
         tokens = sum(self.train.tokens[row] for row in rows)
         evaluation = {}

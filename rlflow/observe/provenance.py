@@ -69,8 +69,6 @@ def _difference(stored: Any, current: Any, path: str) -> str | None:
         found = (_difference(a.get(key, missing), b.get(key, missing), at) for at, a, b, key in pairs)
         return next((at for at in found if at is not None), None)
     if isinstance(stored, list) and isinstance(current, list) and len(stored) == len(current):
-        found = (
-            _difference(a, b, f"{path}[{i}]") for i, (a, b) in enumerate(zip(stored, current, strict=True))
-        )
+        found = (_difference(a, b, f"{path}[{i}]") for i, (a, b) in enumerate(zip(stored, current, strict=True)))
         return next((at for at in found if at is not None), None)
     return None if stored == current else path

@@ -58,11 +58,7 @@ class TensorBoardSink:
             self._add(step, session_log=start)
         self._last_step = step
         scalars = ((name, value) for name, value in valid.items() if name not in ("step", "time"))
-        values = [
-            self._summary_pb2.Summary.Value(tag=name, simple_value=value)
-            for name, value in scalars
-            if value is not None
-        ]
+        values = [self._summary_pb2.Summary.Value(tag=name, simple_value=value) for name, value in scalars if value is not None]
         self._add(step, summary=self._summary_pb2.Summary(value=values))
         self._writer.flush()
 

@@ -31,9 +31,7 @@ def print_summary(rows: Sequence[RunSummary], console: Console | None = None) ->
     for heading in ("before", "after", "time"):
         table.add_column(heading, justify="right")
     for row in rows:
-        table.add_row(
-            row.name, row.kind, row.metric, _figure(row.before), _figure(row.after), duration(row.time_s)
-        )
+        table.add_row(row.name, row.kind, row.metric, _figure(row.before), _figure(row.after), duration(row.time_s))
     console.print(table)
     for row in rows:
         for what, path in (("model", row.model_path), ("report", row.report_path)):

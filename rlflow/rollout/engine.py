@@ -9,21 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from rlflow.errors import RolloutError, WeightSyncError
+from rlflow.errors import EngineDied, RolloutError, WeightSyncError
 from rlflow.rollout.completions import Completion, CompletionGroup, GroupRequest
+from rlflow.rollout.shared_memory import forget_shared_memory
 from rlflow.spec.rollout import RolloutSpec
 from rlflow.weights.buckets import Bucket
 from rlflow.weights.buffers import BufferHandle
 
 _RECEIVER = "rlflow.rollout.receiver.WeightReceiver"
-_SHUTDOWN_TIMEOUT_S = 15.0
-"""Time for the engine's processes to end by themselves, which takes them about 5 s; killed ones leave shared memory behind."""
+_SHUTDOWN_TIMEOUT_S = 0.5
+"""Time for the engine's processes to end by themselves (about 5 s would be needed); killed ones leave nothing behind either."""
 _SLEEP_LEVEL = 2
 """Level 2 drops weights and KV cache; every wake is followed by a full sync."""
-
-
-class EngineDied(RolloutError):
-    """The engine's processes ended; it must be replaced."""
 
 
 class RolloutEngine:
@@ -38,9 +35,7 @@ class RolloutEngine:
         self._request_ids = itertools.count()
 
     @classmethod
-    def start(
-        cls, model_path: str, spec: RolloutSpec, *, dtype: str, max_model_tokens: int, seed: int
-    ) -> "RolloutEngine":
+    def start(cls, model_path: str, spec: RolloutSpec, *, dtype: str, max_model_tokens: int, seed: int) -> "RolloutEngine":
         """Start the engine's processes; takes tens of seconds. Call it inside a running event loop."""
         on_gpu = _prepare_environment(spec)
         from vllm import AsyncEngineArgs
@@ -67,6 +62,7 @@ class RolloutEngine:
             }
         )
         engine = AsyncLLM.from_engine_args(arguments)
+        forget_shared_memory(os.getpid())
         return cls(engine, spec, _stop_token_ids(model_path), can_sleep=on_gpu)
 
     # ---- sampling
@@ -77,18 +73,18 @@ class RolloutEngine:
         Raises `RolloutError` if the engine has no weights, refuses the prompt (it may be too long) or takes too long, and
         `EngineDied` if it ends.
         """
-        from vllm.v1.engine.exceptions import EngineDeadError
-
         if self.weight_version is None:
             raise RolloutError("the engine was asked to sample before its first weight sync")
+        from vllm.v1.engine.exceptions import EngineDeadError
+
         version = self.weight_version
         prompt = {"prompt_token_ids": request.prompt_ids.tolist()}
         request_id = f"{request.prompt_id}-{next(self._request_ids)}"
         output = None
         try:
             async with asyncio.timeout(self._spec.generate_timeout_s):
-                async for output in self._engine.generate(prompt, self._sampling(request), request_id):
-                    pass
+                async for update in self._engine.generate(prompt, self._sampling(request), request_id):
+                    output = update
         except TimeoutError:
             raise RolloutError(
                 f"prompt {request.prompt_id} took longer than rollout.generate_timeout_s = {self._spec.generate_timeout_s:g} s"
@@ -104,9 +100,7 @@ class RolloutEngine:
             attempt=request.attempt,
             weight_version=version,
             prompt_ids=request.prompt_ids,
-            completions=tuple(
-                _completion(sample) for sample in sorted(output.outputs, key=lambda sample: sample.index)
-            ),
+            completions=tuple(_completion(sample) for sample in sorted(output.outputs, key=lambda sample: sample.index)),
         )
 
     def _sampling(self, request: GroupRequest) -> Any:
@@ -160,9 +154,7 @@ class RolloutEngine:
         """All buckets have been sent: finish loading, and forget prefixes cached under older weights."""
         await self._update_rpc("rlflow_finish_update")
         if not await self._engine.reset_prefix_cache():
-            raise WeightSyncError(
-                "the prefix cache could not be reset: requests were running during a weight sync"
-            )
+            raise WeightSyncError("the prefix cache could not be reset: requests were running during a weight sync")
         self.weight_version = version
 
     async def _update_rpc(self, method: str, *arguments: bytes) -> None:
@@ -176,7 +168,7 @@ class RolloutEngine:
         return (await self._engine.collective_rpc("rlflow_memory_gib"))[0]
 
     def close(self) -> None:
-        """Stop the engine's processes. Without this a killed actor would leave them and their shared memory behind."""
+        """Stop the engine's processes."""
         self._engine.shutdown(timeout=_SHUTDOWN_TIMEOUT_S)
 
 
@@ -211,10 +203,7 @@ def _completion(sample: Any) -> Completion:
     logprobs = None
     if sample.logprobs is not None:
         logprobs = np.fromiter(
-            (
-                position[token].logprob
-                for position, token in zip(sample.logprobs, sample.token_ids, strict=True)
-            ),
+            (position[token].logprob for position, token in zip(sample.logprobs, sample.token_ids, strict=True)),
             dtype=np.float32,
             count=len(token_ids),
         )

@@ -60,7 +60,7 @@ class WeightReceiver:
         free, total = torch.cuda.mem_get_info()
         return (total - free) / 2**30
 
-    def _rlflow_model(self) -> nn.Module:
+    def _rlflow_model(self) -> Any:
         return self.model_runner.model
 
     def _rlflow_device(self) -> torch.device:
@@ -89,9 +89,7 @@ def _repack_tied_head(model: nn.Module) -> None:
     if not getattr(getattr(model, "config", None), "tie_word_embeddings", False):
         return
     modules = list(model.modules())
-    embeddings = [
-        m for m in modules if isinstance(m, VocabParallelEmbedding) and not isinstance(m, ParallelLMHead)
-    ]
+    embeddings = [m for m in modules if isinstance(m, VocabParallelEmbedding) and not isinstance(m, ParallelLMHead)]
     for head in (m for m in modules if isinstance(m, ParallelLMHead)):
         head.weight = embeddings[0].weight
         head.quant_method.process_weights_after_loading(head)

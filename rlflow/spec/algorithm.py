@@ -8,11 +8,11 @@ from rlflow.spec.base import Spec
 
 
 class SamplerCorrectionSpec(Spec):
-    """Importance weights between the sampler's and the learner's distribution (Yao et al. 2025, truncated importance sampling)."""
+    """Importance weights between sampler and learner (Yao et al. 2025, truncated importance sampling)."""
 
     mode: Literal["none", "truncate", "mask"] = "none"
     """truncate: weight min(w, cap); mask: tokens with w above cap are dropped; w = exp(old - sampler log-probability)."""
-    cap: float = Field(2.0, gt=0)
+    cap: float = Field(default=2.0, gt=0)
     """Upper bound of a token's weight (verl default)."""
 
 
@@ -20,18 +20,18 @@ class GrpoSpec(Spec):
     """Group-relative policy optimisation (Shao et al. 2024) and its common variants."""
 
     loss_type: Literal["grpo", "bnpo", "dr_grpo", "dapo"] = "dapo"
-    """How token losses are averaged: per sequence (grpo), over the step's tokens (bnpo), over a constant (dr_grpo), over the batch's tokens (dapo)."""
+    """Average of token losses: per sequence (grpo), over the step's tokens (bnpo), the batch's (dapo), a constant (dr_grpo)."""
     scale_rewards: Literal["group", "batch", "none"] = "group"
     """Divide advantages by the standard deviation of the group's rewards, of the batch's, or not at all."""
-    epsilon_low: float = Field(0.2, ge=0)
+    epsilon_low: float = Field(default=0.2, ge=0)
     """The ratio is clipped below at 1 - epsilon_low."""
-    epsilon_high: float | None = Field(None, ge=0)
+    epsilon_high: float | None = Field(default=None, ge=0)
     """The ratio is clipped above at 1 + epsilon_high; epsilon_low if not set (DAPO: 0.28)."""
-    kl_coefficient: float = Field(0.0, ge=0)
+    kl_coefficient: float = Field(default=0.0, ge=0)
     """Weight of the k3 estimate of KL(policy || reference) in the loss; above 0 a reference is kept."""
-    optimizer_steps_per_batch: int = Field(1, ge=1)
+    optimizer_steps_per_batch: int = Field(default=1, ge=1)
     """The batch is split by prompt into this many optimiser steps."""
-    epochs_per_batch: int = Field(1, ge=1)
+    epochs_per_batch: int = Field(default=1, ge=1)
     """Passes over each batch."""
     sampler_correction: SamplerCorrectionSpec = SamplerCorrectionSpec()
     """Correction for the difference between sampler and learner."""

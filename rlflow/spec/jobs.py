@@ -25,9 +25,9 @@ class _JobSpec(Spec):
     """The learner group."""
     evaluate: EvaluateSpec = EvaluateSpec()
     """Evaluation on held-out rows."""
-    steps: int | None = Field(None, ge=1)
+    steps: int | None = Field(default=None, ge=1)
     """Steps to train; set this or `epochs`."""
-    epochs: float | None = Field(None, gt=0)
+    epochs: float | None = Field(default=None, gt=0)
     """Passes over the data; set this or `steps`."""
 
     @model_validator(mode="after")
@@ -42,8 +42,10 @@ class SftJob(_JobSpec):
 
     kind: Literal["sft"]
     """The algorithm."""
-    batch_size: int = Field(16, ge=1)
+    batch_size: int = Field(default=16, ge=1)
     """Conversations in an optimiser step, over all ranks."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Share of each target's probability spread over the vocabulary: keeps the model's samples diverse."""
 
 
 class GrpoJob(_JobSpec):
@@ -59,16 +61,14 @@ class GrpoJob(_JobSpec):
     """The reward workers."""
     grpo: GrpoSpec = GrpoSpec()
     """The objective."""
-    prompts_per_step: int = Field(8, ge=1)
+    prompts_per_step: int = Field(default=8, ge=1)
     """Prompts sampled for a step; with `rollout.num_generations` completions each."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         resolve_names(self.rewards)
         if self.rollout.num_generations < 2 and self.grpo.scale_rewards == "group":
-            raise ValueError(
-                "rollout.num_generations: a group needs at least 2 completions for grpo.scale_rewards: group"
-            )
+            raise ValueError("rollout.num_generations: a group needs at least 2 completions for grpo.scale_rewards: group")
         if self.prompts_per_step % self.grpo.optimizer_steps_per_batch:
             raise ValueError(
                 f"prompts_per_step: {self.prompts_per_step} prompts cannot be split evenly into "

@@ -10,13 +10,13 @@ from rlflow.spec.base import Spec
 class OptimizerSpec(Spec):
     """AdamW (Loshchilov & Hutter 2019)."""
 
-    learning_rate: float = Field(1e-6, gt=0)
+    learning_rate: float = Field(default=1e-6, gt=0)
     """Peak learning rate."""
     betas: tuple[float, float] = (0.9, 0.95)
     """Decay of the first and second moment (ms-swift default)."""
-    epsilon: float = Field(1e-8, gt=0)
+    epsilon: float = Field(default=1e-8, gt=0)
     """Added to the denominator."""
-    weight_decay: float = Field(0.1, ge=0)
+    weight_decay: float = Field(default=0.1, ge=0)
     """Decoupled weight decay (ms-swift default)."""
 
 
@@ -25,18 +25,18 @@ class ScheduleSpec(Spec):
 
     type: Literal["constant", "linear", "cosine"] = "constant"
     """Shape of the decay after warm-up."""
-    warmup_steps: int | None = Field(None, ge=0)
+    warmup_steps: int | None = Field(default=None, ge=0)
     """Optimiser steps of linear warm-up from 0."""
-    warmup_fraction: float = Field(0.0, ge=0, lt=1)
+    warmup_fraction: float = Field(default=0.0, ge=0, lt=1)
     """Warm-up as a fraction of all optimiser steps, when `warmup_steps` is not set."""
-    min_learning_rate: float = Field(0.0, ge=0)
+    min_learning_rate: float = Field(default=0.0, ge=0)
     """Floor of the decay."""
 
 
 class LearnerSpec(Spec):
     """The DeepSpeed learner group."""
 
-    num_ranks: int = Field(1, ge=1)
+    num_ranks: int = Field(default=1, ge=1)
     """Processes of the group; one GPU each where there are GPUs."""
     zero_stage: Literal[0, 1, 2, 3] = 3
     """ZeRO stage (Rajbhandari et al. 2020): what is partitioned over the ranks. 3: parameters too."""
@@ -46,15 +46,15 @@ class LearnerSpec(Spec):
     """AdamW settings."""
     schedule: ScheduleSpec = ScheduleSpec()
     """Learning-rate schedule."""
-    max_grad_norm: float = Field(1.0, gt=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
     """Clip the global gradient norm to this value."""
-    micro_batch_tokens: int = Field(16384, ge=1)
-    """Most tokens a rank puts through the model at once (a longer sequence goes alone). Changes speed and memory, never the result."""
+    micro_batch_tokens: int = Field(default=16384, ge=1)
+    """Most tokens through a rank's model at once (a longer sequence goes alone). Changes speed and memory, not the result."""
     packing: bool = True
     """Lay a micro-batch out as one row without padding (attention stays inside each sequence), or as padded rows."""
     gradient_checkpointing: bool = True
     """Recompute activations in the backward pass."""
-    timeout_s: float = Field(1800.0, gt=0)
+    timeout_s: float = Field(default=1800.0, gt=0)
     """Limit of one collective operation between ranks, in seconds."""
 
     @model_validator(mode="after")

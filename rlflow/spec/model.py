@@ -27,11 +27,11 @@ class RandomModelSpec(Spec):
 class LoraSpec(Spec):
     """Low-rank adapters (Hu et al. 2021) through peft; the base weights stay frozen."""
 
-    rank: int = Field(8, ge=1)
+    rank: int = Field(default=8, ge=1)
     """Rank r of the adapters (ms-swift default)."""
-    alpha: float = Field(32.0, gt=0)
+    alpha: float = Field(default=32.0, gt=0)
     """Scale: the update is alpha / rank times B A (ms-swift default)."""
-    dropout: float = Field(0.0, ge=0, lt=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout on the adapters' input."""
     target_modules: str | tuple[str, ...] = "all-linear"
     """Module names, or `all-linear`: every linear layer except the output head."""
@@ -67,9 +67,5 @@ class ModelSpec(Spec):
     def label(self) -> str:
         """A short name for logs and job metadata."""
         if self.random is not None:
-            return (
-                self.random.config
-                if isinstance(self.random.config, str)
-                else f"random {self.random.config.get('model_type')}"
-            )
+            return self.random.config if isinstance(self.random.config, str) else f"random {self.random.config.get('model_type')}"
         return self.path or f"run {self.from_run}"

@@ -82,9 +82,7 @@ class SoftOverlongSpec(_RewardFields):
     @model_validator(mode="after")
     def _slope_fits(self) -> Self:
         if self.max_tokens is not None and self.cache_tokens >= self.max_tokens:
-            raise ValueError(
-                f"cache_tokens ({self.cache_tokens}) must be smaller than max_tokens ({self.max_tokens})"
-            )
+            raise ValueError(f"cache_tokens ({self.cache_tokens}) must be smaller than max_tokens ({self.max_tokens})")
         return self
 
 
@@ -110,9 +108,7 @@ class PluginSpec(_RewardFields):
         return target
 
 
-RewardSpec = Annotated[
-    AccuracySpec | FormatSpec | CosineSpec | SoftOverlongSpec | PluginSpec, Field(discriminator="type")
-]
+RewardSpec = Annotated[AccuracySpec | FormatSpec | CosineSpec | SoftOverlongSpec | PluginSpec, Field(discriminator="type")]
 
 
 class RewardPoolSpec(Spec):

@@ -10,35 +10,35 @@ from rlflow.spec.base import Spec
 class RolloutSpec(Spec):
     """The vLLM rollout workers and their sampling settings."""
 
-    num_workers: int = Field(1, ge=1)
+    num_workers: int = Field(default=1, ge=1)
     """Engines, each with its own copy of the weights."""
-    tensor_parallel_size: int = Field(1, ge=1)
+    tensor_parallel_size: int = Field(default=1, ge=1)
     """GPUs an engine is spread over."""
-    num_generations: int = Field(8, ge=1)
+    num_generations: int = Field(default=8, ge=1)
     """Completions a prompt: the size of a group."""
-    max_completion_tokens: int = Field(512, ge=1)
+    max_completion_tokens: int = Field(default=512, ge=1)
     """Longest completion, in tokens; a longer one is cut and has finish reason `length`."""
-    temperature: float = Field(1.0, gt=0)
+    temperature: float = Field(default=1.0, gt=0)
     """Sampling temperature; the learner's logits are divided by it too."""
-    top_p: float = Field(1.0, gt=0, le=1)
+    top_p: float = Field(default=1.0, gt=0, le=1)
     """Nucleus sampling. Below 1 the sampler's log-probabilities are renormalised, so ratios use the learner's own."""
-    top_k: int = Field(0, ge=0)
+    top_k: int = Field(default=0, ge=0)
     """Sample among the k likeliest tokens; 0: all."""
     stop: tuple[str, ...] = ()
     """Strings that end a completion, beside the model's end-of-turn token."""
     sampler_logprobs: Literal["auto", "all", "sample", "none"] = "auto"
-    """For which groups the sampler returns log-probabilities: all, one in eight (for the mismatch metric), none; auto: all only where the loss corrects with them."""
-    gpu_memory_utilization: float = Field(0.45, gt=0, le=1)
+    """Groups with the sampler's log-probabilities: all, one in eight (`sample`) or none; auto: all if the loss needs them."""
+    gpu_memory_utilization: float = Field(default=0.45, gt=0, le=1)
     """Fraction of a GPU's memory for an engine's weights and KV cache while it samples."""
-    max_num_seqs: int = Field(256, ge=1)
+    max_num_seqs: int = Field(default=256, ge=1)
     """Most sequences an engine decodes at once."""
     enforce_eager: bool = False
     """Do not capture CUDA graphs: faster start, slower sampling. On CPU the engine is always eager."""
-    cpu_kv_cache_gib: int = Field(1, ge=1)
+    cpu_kv_cache_gib: int = Field(default=1, ge=1)
     """KV cache of an engine on a machine without GPU, in GiB."""
-    startup_timeout_s: float = Field(900.0, gt=0)
+    startup_timeout_s: float = Field(default=900.0, gt=0)
     """Limit for starting an engine, in seconds."""
-    generate_timeout_s: float = Field(3600.0, gt=0)
+    generate_timeout_s: float = Field(default=3600.0, gt=0)
     """Limit for one group, in seconds."""
     engine: dict[str, Any] = Field(default_factory=dict)
     """Further vLLM engine arguments, passed through."""

@@ -20,22 +20,22 @@ class RunSpec(Spec):
     """Assign prompts statically and seed every request, so that a run can be repeated exactly."""
     device: Literal["auto", "gpu", "cpu"] = "auto"
     """Run on GPUs or on the processor; auto: on GPUs if the cluster has any."""
-    save_every: int = Field(100, ge=1)
+    save_every: int = Field(default=100, ge=1)
     """Steps between checkpoints; the last step is always saved."""
-    keep_checkpoints: int = Field(2, ge=1)
+    keep_checkpoints: int = Field(default=2, ge=1)
     """Complete checkpoints to keep."""
-    log_completions_every: int = Field(10, ge=0)
+    log_completions_every: int = Field(default=10, ge=0)
     """Steps between files of completions; 0: none."""
-    max_restarts: int = Field(3, ge=0)
+    max_restarts: int = Field(default=3, ge=0)
     """How often in a run dead workers are replaced before the job fails."""
 
 
 class EvaluateSpec(Spec):
     """Evaluation on the held-out rows: by reward of sampled completions where the job has rollout workers, else by loss."""
 
-    every: int = Field(0, ge=0)
+    every: int = Field(default=0, ge=0)
     """Steps between evaluations; 0: only before the first and after the last step."""
-    max_rows: int | None = Field(None, ge=1)
+    max_rows: int | None = Field(default=None, ge=1)
     """At most this many held-out rows; all if not set."""
-    temperature: float | None = Field(None, ge=0)
+    temperature: float | None = Field(default=None, ge=0)
     """Sampling temperature; that of training if not set; 0: greedy."""

@@ -63,10 +63,7 @@ def open_buffer(handle: BufferHandle) -> Tensor:
 
 def read_bucket(bytes_B: Tensor, bucket: Bucket) -> list[tuple[str, Tensor]]:
     """The bucket's tensors as views of the memory."""
-    return [
-        (slot.name, slot_view(bytes_B, slot.offset, slot.num_bytes, slot.dtype, slot.shape))
-        for slot in bucket.slots
-    ]
+    return [(slot.name, slot_view(bytes_B, slot.offset, slot.num_bytes, slot.dtype, slot.shape)) for slot in bucket.slots]
 
 
 def slot_view(bytes_B: Tensor, offset: int, num_bytes: int, dtype: str, shape: tuple[int, ...]) -> Tensor:
@@ -91,9 +88,7 @@ def _open_host(payload: bytes) -> Tensor:
     try:
         file = os.open(payload.decode(), os.O_RDWR)
     except OSError as error:
-        raise WeightSyncError(
-            f"the learner's weight buffer cannot be opened: {error}; is it on another node?"
-        ) from None
+        raise WeightSyncError(f"the learner's weight buffer cannot be opened: {error}; is it on another node?") from None
     try:
         return _map(file, os.fstat(file).st_size)
     finally:

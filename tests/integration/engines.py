@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from typing import Any
 START_TIMEOUT_S = 120.0
 TASK_TIMEOUT_S = 120.0
 _CLOSE_TIMEOUT_S = 30.0
+_REAP_TIMEOUT_S = 5.0
 
 STOP_TOKEN = 1
 
@@ -150,7 +152,7 @@ def rollout_engine(model: str, spec: Any, *, max_model_tokens: int) -> Iterator[
         yield worker
         processes, shared = processes | process_group(worker.pid), shared | _shared_memory_of(worker.pid)
         worker.close()
-        left = [pid for pid in processes if Path(f"/proc/{pid}").exists()]
+        left = _wait_for_ends(processes)
         assert not left, f"processes {left} outlived their engine"
         assert not [path for path in shared if path.exists()], "shared memory outlived its engine"
     finally:
@@ -209,6 +211,14 @@ async def _open_engine(model: str, spec: Any, max_model_tokens: int) -> Any:
 def _free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as held:
         return held.getsockname()[1]
+
+
+def _wait_for_ends(pids: set[int]) -> list[int]:
+    """Those that still exist after a while: children of a killed process are reaped by others."""
+    deadline = time.monotonic() + _REAP_TIMEOUT_S
+    while (left := [pid for pid in pids if Path(f"/proc/{pid}").exists()]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return left
 
 
 def _pids() -> list[int]:

@@ -72,13 +72,13 @@ def grpo_spec(**changes):
     }
 
 
-PLUGIN = '''
+PLUGIN = """
 import rlflow
 
 @rlflow.reward
 def digits(sample: rlflow.RewardSample) -> float:
     return sum(c.isdigit() for c in sample.completion) / 4
-'''
+"""
 
 
 def write_job(folder: Path, spec: dict) -> Path:

@@ -128,18 +128,17 @@ def test_cutting_the_batch_changes_nothing(models, groups, expected, tying, rank
 
 
 @pytest.mark.parametrize(("ranks", "stage"), list(product((1, 2), (0, 1, 2))))
-@pytest.mark.parametrize("tying", ["tied", "untied"])
-def test_zero_stages_change_nothing(models, groups, expected, tying, ranks, stage):
-    check(Case(getattr(models, tying), ranks, zero_stage=stage), groups, expected)
+def test_zero_stages_change_nothing(models, groups, expected, ranks, stage):
+    check(Case(models.tied, ranks, zero_stage=stage), groups, expected)
 
 
-@pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dr_grpo", "dapo"])
-def test_loss_types(models, groups, expected, loss_type):
+@pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dr_grpo"])
+def test_other_loss_types(models, groups, expected, loss_type):
     for ranks in (1, 2):
         check(Case(models.tied, ranks, loss_type=loss_type), groups, expected)
 
 
-@pytest.mark.parametrize(("tying", "packing"), [("tied", True), ("untied", True), ("tied", False)])
+@pytest.mark.parametrize(("tying", "packing"), [("tied", True), ("untied", False)])
 def test_gradient_checkpointing_changes_nothing(models, groups, expected, tying, packing):
     case = Case(getattr(models, tying), packing=packing, gradient_checkpointing=True)
     for ranks in (1, 2):
@@ -153,15 +152,15 @@ def test_more_ranks_than_sequences_pad_with_nothing(models, groups):
     assert both[0] == both[1] == pytest.approx(alone, rel=RELATIVE)
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_bfloat16_is_close(models, groups, expected, ranks):
-    case = Case(models.tied, ranks, dtype="bfloat16")
+@pytest.mark.parametrize(("ranks", "stage"), [(1, 3), (2, 3), (2, 2), (1, 1)])
+def test_bfloat16_is_close(models, groups, expected, ranks, stage):
+    case = Case(models.tied, ranks, dtype="bfloat16", zero_stage=stage)
     result = groups[ranks].run(train, case)[0]
-    first, plain_first = result.metrics[0], expected(case).metrics[0]
-    assert first["loss"] == pytest.approx(plain_first["loss"], rel=0.03)
-    assert first["grad_norm"] == pytest.approx(plain_first["grad_norm"], rel=0.03)
-    changes = [np.abs(result.weights[name] - weight).mean() for name, weight in expected(case).weights.items()]
-    assert max(changes) < 0.2 * LEARNING_RATE
+    for step, plain_step in zip(result.metrics, expected(case).metrics, strict=True):
+        assert {name: step[name] for name in plain_step} == pytest.approx(plain_step, rel=0.05, abs=0.003)
+    for name, weight in expected(case).weights.items():
+        beyond_rounding = np.abs(result.weights[name] - weight) - np.abs(weight) * 2**-8
+        assert beyond_rounding.clip(0).mean() < 0.2 * LEARNING_RATE, name
 
 
 def test_scores_are_those_of_transformers(models, groups):
@@ -175,8 +174,7 @@ def test_scores_are_those_of_transformers(models, groups):
             np.testing.assert_allclose(together[number], plain_logprobs(plain, sequence), atol=RELATIVE)
 
 
-@pytest.mark.parametrize("stage", [3, 2, 1, 0])
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize(("ranks", "stage"), [(1, 3), (2, 3), (2, 2), (1, 1), (2, 0)])
 def test_reference_stays_and_policy_comes_back(models, groups, ranks, stage):
     case = Case(models.tied, ranks, zero_stage=stage)
     before = groups[ranks].run(score_policy_and_reference, case, 0)
@@ -215,12 +213,12 @@ def test_a_checkpoint_of_other_ranks_or_another_stage_is_refused(models, groups,
         f"rlflow.errors.LearnerError: {tmp_path} was saved with 1 learner ranks at ZeRO stage 3, but this run has "
         "2 learner ranks at ZeRO stage 3: set learner.num_ranks and learner.zero_stage as they were"
     )
-    with pytest.raises(RemoteError, match="LearnerError: .* has 1 learner ranks at ZeRO stage 2"):
+    with pytest.raises(RemoteError, match=r"LearnerError: .* has 1 learner ranks at ZeRO stage 2"):
         groups[1].run(load_step, Case(models.tied, zero_stage=2), tmp_path)
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run(models, groups):
-    with pytest.raises(RemoteError, match="LearnerError: the gradient norm is nan"):
+    with pytest.raises(RemoteError, match=r"LearnerError: the gradient norm is (nan|inf)"):
         groups[1].run(train_on_nan, Case(models.tied))
 
 

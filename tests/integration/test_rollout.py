@@ -17,7 +17,7 @@ from rlflow.data.characters import build_character_tokenizer
 from rlflow.errors import RolloutError
 from rlflow.learner.export import WeightExporter
 from rlflow.rollout.completions import CompletionGroup, GroupRequest
-from rlflow.rollout.engine import EngineDied, RolloutEngine
+from rlflow.rollout.engine import RolloutEngine
 from rlflow.spec.rollout import RolloutSpec
 from tests.integration.engines import Worker, process_group, rollout_engine, save_tiny_model
 

@@ -79,6 +79,7 @@ def test_a_bucket_that_cannot_be_opened_is_a_sync_error(sampler):
     assert sampler.worker.run(sync_and_compare, sampler.model, 2, 40).largest <= TOLERANCE
 
 
+@pytest.mark.parametrize("sampler", ["tied-60"], indirect=True)
 def test_partitioned_adapters_arrive_merged(sampler):
     """From two ZeRO-3 ranks that train adapters, as in a run."""
     ranks = RankGroup(2)

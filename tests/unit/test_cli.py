@@ -38,9 +38,7 @@ import sys, rlflow.cli, rlflow.client
 heavy = ("torch", "ray", "vllm", "deepspeed", "transformers", "datasets", "pydantic", "matplotlib")
 print([name for name in heavy if name in sys.modules])
 """
-    ran = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment()
-    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment())
     assert ran.stdout == "[]\n", ran.stderr
 
 
@@ -120,11 +118,7 @@ def test_job_table_shows_jobs_of_others_too():
     console = Console(width=200, color_system=None)
     with console.capture() as captured:
         console.print(cli.job_table(jobs, now=1000.0 + 7300))
-    rows = [
-        [cell.strip() for cell in line.strip("│").split("│")]
-        for line in captured.get().splitlines()
-        if "raysub" in line
-    ]
+    rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in captured.get().splitlines() if "raysub" in line]
     assert rows == [
         ["raysubmit_1", "my_run", "grpo", "org/[model]", "RUNNING", "2 h"],
         ["raysubmit_2", "–", "–", "–", "PENDING", "–"],

@@ -119,7 +119,7 @@ def test_no_tokens():
     hidden_NH = torch.zeros(0, H, requires_grad=True)
     weight_VH = torch.ones(V, H, requires_grad=True)
     scores = fused_logprobs(hidden_NH, weight_VH, torch.zeros(0, dtype=torch.int64), 1.0)
-    assert [len(part) for part in scores] == [0, 0, 0]
+    assert {len(part) for part in scores} == {0}
     scores.logprobs_N.sum().backward()
     assert hidden_NH.grad.shape == (0, H)
     assert torch.equal(weight_VH.grad, torch.zeros(V, H))
@@ -164,3 +164,17 @@ def test_huge_logits_stay_finite():
     scores.logprobs_N.sum().backward()
     assert torch.isfinite(hidden_NH.grad).all()
     assert torch.isfinite(weight_VH.grad).all()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_mean_log_probabilities_and_their_gradients(share):
+    """`share` of the target's log-probability beside the mean over the vocabulary."""
+    hidden_NH, weight_VH, targets_N = problem()
+    scores = fused_logprobs(hidden_NH, weight_VH, targets_N, 1.3)
+    mean_N = (hidden_NH.double() @ weight_VH.double().T / 1.3).log_softmax(-1).mean(-1)
+    torch.testing.assert_close(scores.mean_logprobs_N.double(), mean_N, rtol=1e-5, atol=1e-5)
+    ours_N = share * scores.logprobs_N + scores.mean_logprobs_N if share else scores.mean_logprobs_N
+    theirs_N = share * plain(hidden_NH, weight_VH, targets_N, 1.3)[0] + mean_N
+    ours, theirs = gradients(ours_N, hidden_NH, weight_VH), gradients(theirs_N, hidden_NH, weight_VH)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)

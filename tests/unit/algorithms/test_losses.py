@@ -1,5 +1,6 @@
 """Golden numbers of the token losses, worked out by hand from the formulas in their docstrings."""
 
+import dataclasses
 import math
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from rlflow.algorithms.losses import (
     LossInputs,
     PolicyLoss,
+    SmoothedCrossEntropy,
     cross_entropy_loss,
     held_out_loss,
     kl_k3,
@@ -27,6 +29,7 @@ def inputs(logprobs_N, advantages_N=None, *, counts=None, correct=None, **others
     return LossInputs(
         logprobs_N=logprobs_N,
         entropy_N=torch.linspace(0, 1, count, dtype=torch.float64),
+        mean_logprobs_N=torch.full((count,), -3.0, dtype=torch.float64),
         correct_N=torch.tensor(correct or [True] * count),
         counts=counts or (count,),
         weights_N=torch.ones(count, dtype=torch.float64),
@@ -245,3 +248,15 @@ def test_metrics_carry_no_gradient():
         for name, (total, count) in loss(inputs(logprobs_N, tensor(1, 1), **known))[1].items():
             assert not total.requires_grad, name
             assert not count.requires_grad, name
+
+
+def test_label_smoothing_is_cross_entropy_with_a_softened_target():
+    torch.manual_seed(0)
+    logits = torch.randn(5, 7, dtype=torch.float64)
+    targets = torch.tensor([0, 6, 3, 3, 1])
+    logprobs = logits.log_softmax(-1)
+    given = inputs(logprobs[range(5), targets])
+    given = dataclasses.replace(given, mean_logprobs_N=logprobs.mean(-1))
+    losses, _ = SmoothedCrossEntropy(0.2)(given)
+    expected = torch.nn.functional.cross_entropy(logits, targets, reduction="none", label_smoothing=0.2)
+    assert torch.allclose(losses, expected)

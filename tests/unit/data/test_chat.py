@@ -13,8 +13,7 @@ def spec(**fields):
 
 def say(*contents):
     return [
-        {"role": role, "content": content}
-        for role, content in zip(["user", "assistant"] * len(contents), contents, strict=False)
+        {"role": role, "content": content} for role, content in zip(["user", "assistant"] * len(contents), contents, strict=False)
     ]
 
 
@@ -50,9 +49,7 @@ def test_thinking_is_switched_off_by_an_empty_block(characters):
 def test_a_tokenizer_without_template_asks_for_one(characters, tmp_path):
     characters.save_pretrained(tmp_path)
     (tmp_path / "chat_template.jinja").unlink()
-    with pytest.raises(
-        DataError, match=r"no chat template; set data.chat_template to 'qwen3' or to a .jinja file"
-    ):
+    with pytest.raises(DataError, match=r"no chat template; set data.chat_template to 'qwen3' or to a .jinja file"):
         load_tokenizer(str(tmp_path), spec())
     named = load_tokenizer(str(tmp_path), spec(chat_template="qwen3"))
     assert named.chat_template == characters.chat_template

@@ -14,10 +14,7 @@ def load(tmp_path, *sources, **fields):
 
 
 def numbered(count, offset=0):
-    return [
-        {"query": f"q{number + offset}", "response": "r", "number": number + offset}
-        for number in range(count)
-    ]
+    return [{"query": f"q{number + offset}", "response": "r", "number": number + offset} for number in range(count)]
 
 
 def test_rows_keep_their_other_columns(tmp_path, write_jsonl):
@@ -57,9 +54,7 @@ def test_a_directory_is_read_in_order_of_its_files(tmp_path, write_jsonl):
 
 def test_sources_of_different_columns_and_types_mix(tmp_path, write_jsonl):
     first = write_jsonl([{"query": "a", "answer": 4}], "a.jsonl")
-    second = write_jsonl(
-        [{"messages": [{"role": "user", "content": "b"}], "answer": "x", "task": "t"}], "b.jsonl"
-    )
+    second = write_jsonl([{"messages": [{"role": "user", "content": "b"}], "answer": "x", "task": "t"}], "b.jsonl")
     rows = load(tmp_path, first, second)
     assert rows[0].columns == {"query": "a", "answer": 4, "task": None}
     assert rows[1].columns == {"query": None, "answer": "x", "task": "t"}
@@ -88,9 +83,7 @@ def test_columns_are_renamed_before_detection(tmp_path, write_jsonl):
     row = load(tmp_path, source)[0]
     assert row.messages == [{"role": "user", "content": "hi"}]
     assert row.columns["solution_text"] == "4"
-    with pytest.raises(
-        DataError, match=r"data.sources\[0\].columns: .* has no column nope; it has text_in, gold"
-    ):
+    with pytest.raises(DataError, match=r"data.sources\[0\].columns: .* has no column nope; it has text_in, gold"):
         load(tmp_path, source | {"columns": {"nope": "query"}})
 
 

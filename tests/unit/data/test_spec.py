@@ -56,7 +56,5 @@ def test_held_out_keeps_rows_and_fractions_apart():
 
 
 def test_a_spec_survives_json():
-    spec = DataSpec(
-        sources=("a.csv#3", "reasoning_gym:chain_sum#10"), chat_template_kwargs={"enable_thinking": False}
-    )
+    spec = DataSpec(sources=("a.csv#3", "reasoning_gym:chain_sum#10"), chat_template_kwargs={"enable_thinking": False})
     assert DataSpec.model_validate_json(spec.model_dump_json()) == spec

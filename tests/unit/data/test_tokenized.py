@@ -15,9 +15,7 @@ from rlflow.spec.data import DataSpec
 
 @pytest.fixture
 def path(write_jsonl):
-    return write_jsonl(
-        [{"query": f"{n}+{n}", "response": str(2 * n), "solution": str(2 * n)} for n in range(2500)]
-    )
+    return write_jsonl([{"query": f"{n}+{n}", "response": str(2 * n), "solution": str(2 * n)} for n in range(2500)])
 
 
 def load(tmp_path, path, **fields):
@@ -103,9 +101,7 @@ def test_other_inputs_give_another_file(tmp_path, path, write_jsonl, characters,
 def test_a_row_beyond_the_limit_is_named(tmp_path, write_jsonl, characters):
     path = write_jsonl([{"query": "1", "response": "2"}] * 16 + [{"query": "1" * 50, "response": "2" * 60}])
     rows, spec = load(tmp_path, path, max_prompt_tokens=60, max_tokens=100)
-    with pytest.raises(
-        DataError, match=r"row 17: 69 tokens, more than data.max_prompt_tokens \(60\); raise it"
-    ):
+    with pytest.raises(DataError, match=r"row 17: 69 tokens, more than data.max_prompt_tokens \(60\); raise it"):
         tokenize_prompts(rows, characters, spec, tmp_path / "tokens")
     with pytest.raises(DataError, match=r"row 17: 131 tokens, more than data.max_tokens \(100\); raise it"):
         tokenize_conversations(rows, characters, spec, tmp_path / "tokens")

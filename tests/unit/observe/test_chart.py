@@ -16,9 +16,7 @@ def test_ticks_are_round_and_inside():
     assert ticks(1e-6, 9e-6) == [2e-6, 4e-6, 6e-6, 8e-6]
 
 
-@pytest.mark.parametrize(
-    "points", [[(1, 0.5)], [(1, 0.0), (2, 0.0)], [(1, -5.0), (1000, 1e9)], [(3, 1e-12), (4, 2e-12)]]
-)
+@pytest.mark.parametrize("points", [[(1, 0.5)], [(1, 0.0), (2, 0.0)], [(1, -5.0), (1000, 1e9)], [(3, 1e-12), (4, 2e-12)]])
 def test_every_point_lies_on_the_drawing(points):
     line = ET.fromstring(line_chart(points, "loss")).find("polyline")
     drawn = coordinates(line)

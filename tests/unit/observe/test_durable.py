@@ -20,10 +20,7 @@ def test_a_failed_write_keeps_the_old_content(tmp_path):
 
 
 def test_non_finite_numbers_become_null_at_any_depth():
-    assert (
-        json_line({"a": [math.nan, {"b": -math.inf}], "c": (1, 2.5)})
-        == '{"a": [null, {"b": null}], "c": [1, 2.5]}\n'
-    )
+    assert json_line({"a": [math.nan, {"b": -math.inf}], "c": (1, 2.5)}) == '{"a": [null, {"b": null}], "c": [1, 2.5]}\n'
 
 
 def test_text_is_kept_whatever_it_holds(tmp_path):

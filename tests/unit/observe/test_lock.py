@@ -19,9 +19,7 @@ with RunDirectory(sys.argv[1]).lock():
 
 def test_a_second_driver_is_refused_by_name_until_the_first_is_gone(tmp_path):
     run = RunDirectory(tmp_path / "run")
-    with subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(run.path)], stdout=subprocess.PIPE, text=True
-    ) as holder:
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(run.path)], stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout.readline() == "held\n"
         with pytest.raises(UserError) as caught, run.lock():
             pass

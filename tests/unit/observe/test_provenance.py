@@ -30,9 +30,7 @@ def test_git_revision_tells_a_changed_tree(tmp_path, monkeypatch):
 
     def git(*arguments):
         identity = ("-c", "user.name=t", "-c", "user.email=t@example.org")
-        return subprocess.run(
-            ["git", *identity, *arguments], check=True, capture_output=True, text=True
-        ).stdout
+        return subprocess.run(["git", *identity, *arguments], check=True, capture_output=True, text=True).stdout
 
     git("init", "--quiet")
     (tmp_path / "a").write_text("1")

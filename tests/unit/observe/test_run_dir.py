@@ -9,9 +9,7 @@ from rlflow.observe.run_dir import RunDirectory
 @pytest.fixture
 def run(tmp_path):
     directory = RunDirectory(tmp_path / "runs" / "my_run")
-    directory.create(
-        "kind: sft  # mine\n", {"kind": "sft", "run": {"seed": 7}, "rewards": ({"weight": 1.0},)}
-    )
+    directory.create("kind: sft  # mine\n", {"kind": "sft", "run": {"seed": 7}, "rewards": ({"weight": 1.0},)})
     return directory
 
 
@@ -132,9 +130,7 @@ def test_rotation_keeps_the_newest_the_protected_and_the_linked(run):
         checkpoint(run, step)
     run.link_model(1)
     assert run.rotate(2, {2}) == [3]
-    assert sorted(path.name for path in (run.path / "checkpoints").iterdir()) == [
-        f"step-00000{step}" for step in (1, 2, 4, 5)
-    ]
+    assert sorted(path.name for path in (run.path / "checkpoints").iterdir()) == [f"step-00000{step}" for step in (1, 2, 4, 5)]
     assert (run.path / "model" / "weights").read_text() == "weights of 1"
     assert run.rotate(2) == [2]
 

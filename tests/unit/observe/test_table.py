@@ -11,15 +11,11 @@ def test_table_shows_before_and_after_and_paths_in_one_piece():
     deep = Path("/data") / ("x" * 90) / "model"
     rows = [
         RunSummary("quickstart_sft", "sft", "eval_accuracy", None, 0.25, 61.0, None, None),
-        RunSummary(
-            "quickstart_grpo", "grpo", "eval_accuracy", 0.25, 0.8125, 125.0, deep, Path("/r/report.html")
-        ),
+        RunSummary("quickstart_grpo", "grpo", "eval_accuracy", 0.25, 0.8125, 125.0, deep, Path("/r/report.html")),
     ]
     print_summary(rows, Console(file=stream, width=80, color_system=None, highlight=False))
     lines = stream.getvalue().splitlines()
-    sft, grpo = (
-        next(line for line in lines if name in line) for name in ("quickstart_sft", "quickstart_grpo")
-    )
+    sft, grpo = (next(line for line in lines if name in line) for name in ("quickstart_sft", "quickstart_grpo"))
     assert [part.strip() for part in sft.strip("│").split("│")][1:] == [
         "sft",
         "eval_accuracy",

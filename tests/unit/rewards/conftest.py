@@ -15,9 +15,7 @@ MakeSample = Callable[..., RewardSample]
 def make_sample() -> MakeSample:
     """Build a sample from the completion; keyword arguments that are no field become columns."""
 
-    def make(
-        completion: str = "", *, tokens: int | None = None, index: int = 0, **columns: Any
-    ) -> RewardSample:
+    def make(completion: str = "", *, tokens: int | None = None, index: int = 0, **columns: Any) -> RewardSample:
         num_tokens = len(completion) if tokens is None else tokens
         return RewardSample(
             prompt_id=7,

@@ -29,9 +29,7 @@ def test_cosine_leaves_unreadable_golds_out(make_sample):
     assert CosineReward(CosineSpec(max_tokens=100))(make_sample("59", solution="no idea")) is None
 
 
-@pytest.mark.parametrize(
-    ("tokens", "expected"), [(0, 0.0), (16384, 0.0), (18432, -0.5), (20480, -1.0), (22528, -1.0)]
-)
+@pytest.mark.parametrize(("tokens", "expected"), [(0, 0.0), (16384, 0.0), (18432, -0.5), (20480, -1.0), (22528, -1.0)])
 def test_soft_overlong(make_sample, tokens, expected):
     penalty = SoftOverlongReward(SoftOverlongSpec(max_tokens=20480, cache_tokens=4096))
     assert penalty(make_sample(tokens=tokens)) == expected

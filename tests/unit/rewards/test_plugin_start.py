@@ -47,9 +47,7 @@ def test_bad_options(write_plugin, tmp_path):
 
     def g(completions): return [1.0]
     """)
-    assert "unexpected keyword argument 'limt'" in start_error(
-        tmp_path, PluginSpec(target="plugin.py:f", options={"limt": 1})
-    )
+    assert "unexpected keyword argument 'limt'" in start_error(tmp_path, PluginSpec(target="plugin.py:f", options={"limt": 1}))
     assert "`options` go to a class's constructor" in start_error(
         tmp_path, PluginSpec(target="plugin.py:g", options={"limit": 1})
     )
@@ -57,9 +55,7 @@ def test_bad_options(write_plugin, tmp_path):
 
 def test_plugins_that_do_not_exist_are_all_named_at_once(tmp_path):
     targets = ["missing.py:f", "missing.module:f", "missing-entry-point"]
-    lines = start_error(tmp_path, *(PluginSpec(target=t, name=f"r{i}") for i, t in enumerate(targets))).split(
-        "\n"
-    )
+    lines = start_error(tmp_path, *(PluginSpec(target=t, name=f"r{i}") for i, t in enumerate(targets))).split("\n")
     assert lines[0].startswith("reward 'r0' (target missing.py:f): there is no file ")
     assert lines[1].endswith("(target missing.module:f): ModuleNotFoundError: No module named 'missing'")
     assert "no installed package offers it as an entry point of group rlflow.rewards" in lines[2]

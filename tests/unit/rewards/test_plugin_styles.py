@@ -189,15 +189,9 @@ def test_plugin_files_import_their_neighbours_and_modules_are_found_in_cwd(score
 def test_entry_points_of_installed_packages(score_with, samples, tmp_path, monkeypatch):
     package = tmp_path / "site"
     (package / "offer-1.0.dist-info").mkdir(parents=True)
-    (package / "offer-1.0.dist-info" / "METADATA").write_text(
-        "Metadata-Version: 2.1\nName: offer\nVersion: 1.0\n"
-    )
-    (package / "offer-1.0.dist-info" / "entry_points.txt").write_text(
-        "[rlflow.rewards]\nlong-one = offer:f\n"
-    )
-    (package / "offer.py").write_text(
-        "def f(completions, **kwargs):\n    return [len(c) for c in completions]\n"
-    )
+    (package / "offer-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: offer\nVersion: 1.0\n")
+    (package / "offer-1.0.dist-info" / "entry_points.txt").write_text("[rlflow.rewards]\nlong-one = offer:f\n")
+    (package / "offer.py").write_text("def f(completions, **kwargs):\n    return [len(c) for c in completions]\n")
     monkeypatch.syspath_prepend(str(package))
     scores = score_with("", samples, target="long-one")
     assert values(scores) == [1.0, 2.0, 3.0]

@@ -85,9 +85,7 @@ def test_nothing_is_left_after_close(write_plugin, tmp_path, make_sample):
 @pytest.mark.parametrize("name", ["f", "hang"])
 def test_nothing_is_left_after_the_parent_is_killed(write_plugin, tmp_path, name):
     write_plugin(PID_PLUGIN)
-    parent = subprocess.Popen(
-        [sys.executable, "-c", PARENT, str(tmp_path), name], stdout=subprocess.PIPE, text=True
-    )
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path), name], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
     with parent.stdout:
         pid = int(float(parent.stdout.readline()))
@@ -112,8 +110,6 @@ time.sleep(600)
 
 def test_the_plugin_api_is_light():
     heavy = ["torch", "ray", "vllm", "deepspeed", "transformers", "datasets", "math_verify"]
-    check = (
-        f"import sys, rlflow, rlflow.rewards; rlflow.reward; print([m for m in {heavy} if m in sys.modules])"
-    )
+    check = f"import sys, rlflow, rlflow.rewards; rlflow.reward; print([m for m in {heavy} if m in sys.modules])"
     shown = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True).stdout
     assert shown.strip() == "[]"

@@ -55,9 +55,7 @@ def test_plugin_names(target, name):
 
 def test_names_taken_twice():
     specs = [AccuracySpec(), FormatSpec(), AccuracySpec(column="other")]
-    with pytest.raises(
-        SpecError, match=r"rewards\[2\]: the name 'accuracy' is already taken by rewards\[0\]"
-    ):
+    with pytest.raises(SpecError, match=r"rewards\[2\]: the name 'accuracy' is already taken by rewards\[0\]"):
         resolve_names(specs)
     assert resolve_names([*specs[:2], AccuracySpec(name="other")]) == ["accuracy", "format", "other"]
 
@@ -66,9 +64,7 @@ def test_token_limits_come_from_the_rollout():
     assert with_token_limits(CosineSpec(), 100) == CosineSpec(max_tokens=100)
     assert with_token_limits(CosineSpec(max_tokens=50), 100) == CosineSpec(max_tokens=50)
     assert with_token_limits(AccuracySpec(), 100) == AccuracySpec()
-    with pytest.raises(
-        SpecError, match=r"cache_tokens \(100\) must be smaller than max_completion_tokens \(100\)"
-    ):
+    with pytest.raises(SpecError, match=r"cache_tokens \(100\) must be smaller than max_completion_tokens \(100\)"):
         with_token_limits(SoftOverlongSpec(cache_tokens=100), 100)
 
 

@@ -46,9 +46,7 @@ def test_nonsense(value, message):
         read_value(value)
 
 
-@pytest.mark.parametrize(
-    "values", [[1, 2, None], (1, 2, None), numpy.array([1, 2, 3]), torch.tensor([1.0, 2.0, 3.0])]
-)
+@pytest.mark.parametrize("values", [[1, 2, None], (1, 2, None), numpy.array([1, 2, 3]), torch.tensor([1.0, 2.0, 3.0])])
 def test_batches(values):
     assert read_batch(values, 3)[:2] == [1, 2]
 

@@ -1,0 +1,29 @@
+import pytest
+import torch
+
+from rlflow.learner.reference import SwappedReference
+
+
+def _trained_model() -> tuple[torch.nn.Module, SwappedReference, torch.Tensor, torch.Tensor]:
+    """A model that has moved on from its reference, and its weights then and now."""
+    model = torch.nn.Linear(3, 2)
+    start = model.weight.detach().clone()
+    reference = SwappedReference(model)
+    with torch.no_grad():
+        model.weight.mul_(2.0)
+    return model, reference, start, model.weight.detach().clone()
+
+
+def test_the_starting_weights_are_active_inside():
+    model, reference, start, now = _trained_model()
+    for _ in range(2):
+        with reference.active():
+            assert torch.equal(model.weight, start)
+        assert torch.equal(model.weight, now)
+
+
+def test_the_policy_comes_back_after_an_error():
+    model, reference, _, now = _trained_model()
+    with pytest.raises(ValueError, match="scoring failed"), reference.active():
+        raise ValueError("scoring failed")
+    assert torch.equal(model.weight, now)
