@@ -117,9 +117,7 @@ class LearnerActor:
 
     # ---- supervised training
 
-    def train_conversations(
-        self, step: StepPlan, rows: Sequence[int], token_loss: Any, learning_rate: float
-    ) -> dict[str, float]:
+    def train_conversations(self, step: StepPlan, rows: Sequence[int], token_loss: Any, learning_rate: float) -> dict[str, float]:
         """One optimiser step on rows of the training file; sequence i of the plan is row `rows[i]` (collective)."""
         sequences = self._conversations(step, rows, file=0)
         return self._learner.train_step(step, sequences, token_loss, learning_rate=learning_rate)

@@ -40,7 +40,8 @@ def estimate_memory(job: SftJob | GrpoJob, facts: ModelFacts, *, on_gpu: bool, d
     rollout = _rollout(job, facts, device_gib=device_gib, on_gpu=on_gpu) if isinstance(job, GrpoJob) else 0.0
     if on_gpu:
         learner_peak = peak + _CONTEXT_GIB
-        both = max(learner_peak, rollout + _CONTEXT_GIB)
+        takes_turns = job.learner.zero_stage == 3 and not job.learner.offload_optimizer
+        both = max(learner_peak, rollout + _CONTEXT_GIB) if takes_turns else learner_peak + rollout + _CONTEXT_GIB
         return MemoryEstimate(states, learner_peak, rollout, both, host if isinstance(job, GrpoJob) else 0.0)
     learner_peak = (peak + _LEARNER_CPU_GIB) * job.learner.num_ranks
     return MemoryEstimate(states, learner_peak, rollout, learner_peak + rollout, 0.0)

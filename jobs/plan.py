@@ -130,6 +130,12 @@ def _count_problems(placement: DevicePlan, devices: Devices) -> list[str]:
             f"learner.num_ranks, rollout.num_workers: {ranks} ranks and {engines} engines need {placement.num_devices} GPUs, "
             f"there are {devices.count}"
         ]
+    engines = {d for seat in placement.seats_of("rollout") for d in seat.devices}
+    if devices.device == "gpu" and len(engines) > len(placement.seats_of("learner")) > 0:
+        return [
+            f"rollout.num_workers x rollout.tensor_parallel_size: engines use {len(engines)} GPUs, but weights reach only those "
+            f"of the {len(placement.seats_of('learner'))} learner ranks; raise learner.num_ranks"
+        ]
     needed = sum(bundle["CPU"] for bundle in placement.bundles)
     if devices.device == "cpu" and needed > devices.count:
         return [

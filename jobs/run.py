@@ -75,11 +75,10 @@ def _open_run(run: RunDirectory, path: str, job: SftJob | GrpoJob) -> None:
 
 def _train(run: RunDirectory, job: SftJob | GrpoJob, machine: Machine, console: Console) -> None:
     """Run the job and write its status, whatever happens."""
-    steps = job.steps or 0
     sinks = Sinks([JsonlSink(run), TensorBoardSink(run.path / "tensorboard"), RayMetricsSink(job.run.name, job.kind)])
     try:
-        with Progress(job.run.name, steps, job.kind, console) as progress:
-            context = JobContext(run, Journal(run, sinks, progress, steps), machine, os.getcwd())
+        with Progress(job.run.name, job.kind, console) as progress:
+            context = JobContext(run, Journal(run, sinks, progress), machine, os.getcwd())
             asyncio.run(_until_stopped(job, context))
         latest = run.latest_checkpoint()
         assert latest is not None

@@ -31,6 +31,11 @@ class HandOver:
         """Version of the weights that the samplers hold."""
         return self._weights.version
 
+    @property
+    def memory_gib(self) -> dict[str, float]:
+        """Device memory in use by phase, in GiB; empty on CPU."""
+        return self._residency.memory_gib
+
     async def to_learning(self) -> None:
         """The learner's turn."""
         await self._residency.to_learning()

@@ -88,6 +88,11 @@ class HandOverHandle(Protocol):
         """Version the samplers hold."""
         ...
 
+    @property
+    def memory_gib(self) -> dict[str, float]:
+        """Device memory in use by phase, in GiB; empty on CPU."""
+        ...
+
     async def to_learning(self) -> None:
         """The learner's turn."""
         ...

@@ -29,7 +29,7 @@ class Residency:
         self.learner = Holding.FULL
         self.rollout = Holding.OFFLOADED
         self.memory_gib: dict[str, float] = {}
-        """Device memory in use after each move of the learner, by what it then held; empty on CPU."""
+        """Device memory in use on the first device at the start of learning, syncing and sampling; empty on CPU."""
 
     async def to_learning(self) -> None:
         """Engines sleep; the learner holds everything."""
@@ -37,7 +37,7 @@ class Residency:
             if self._rollouts.can_sleep and self._rollouts.workers:
                 await self._rollouts.call("sleep")
             self.rollout = Holding.OFFLOADED
-        await self._move_learner(Holding.FULL)
+        await self._move_learner(Holding.FULL, "learning")
 
     async def to_sampling(self) -> None:
         """Send the learner's weights; the engines hold everything. Dead engines are replaced first."""
@@ -46,11 +46,13 @@ class Residency:
         if self._rollouts.can_sleep:
             await self._rollouts.call("wake_weights")
         self.rollout = Holding.WEIGHTS
+        await self._measure("syncing")
         await self._weights.send(self._learner)
         await self._move_learner(Holding.OFFLOADED)
         if self._rollouts.can_sleep:
             await self._rollouts.call("wake_cache")
         self._set_rollout(Holding.FULL)
+        await self._measure("sampling")
 
     async def _start_missing(self) -> None:
         """vLLM wants its share of the device free when it starts: the learner leaves altogether, then comes back."""
@@ -62,10 +64,16 @@ class Residency:
             await self._rollouts.call("sleep")
         await self._move_learner(Holding.WEIGHTS)
 
-    async def _move_learner(self, holding: Holding) -> None:
+    async def _measure(self, phase: str) -> None:
+        if self._rollouts.can_sleep:
+            self.memory_gib[phase] = max(await self._rollouts.call("memory_gib"))
+
+    async def _move_learner(self, holding: Holding, phase: str | None = None) -> None:
         assert not (holding is Holding.FULL and self.rollout is not Holding.OFFLOADED), "two roles would hold the device"
         if self._learner.can_offload and holding is not self.learner:
-            self.memory_gib[holding.value] = await self._learner.move(holding.value)
+            memory_gib = await self._learner.move(holding.value)
+            if phase is not None:
+                self.memory_gib[phase] = memory_gib
         self.learner = holding
 
     def _set_rollout(self, holding: Holding) -> None:

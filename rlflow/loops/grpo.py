@@ -35,6 +35,8 @@ class GrpoLoop:
 
     async def run(self) -> None:
         """Train to the last step."""
+        self.journal.begin(self.total_steps)
+        self._say_what_is_not_measured()
         await self.hand_over.to_sampling()
         if self.state.step == 0:
             await self._first_evaluation()
@@ -55,7 +57,15 @@ class GrpoLoop:
                 await self.hand_over.to_sampling()
             self.state = LoopState(step, self.state.cursor + len(rows), self.hand_over.weight_version)
             metrics |= sampling_metrics(sampled.groups, batch) | {"weight_version": version}
+            metrics |= {f"gpu_memory_gib_{phase}": gib for phase, gib in self.hand_over.memory_gib.items()}
             await self._finish_step(clock, sampled, batch, metrics)
+
+    def _say_what_is_not_measured(self) -> None:
+        if not self.spec.rollout.samples_model_distribution:
+            self.journal.note(
+                "rollout.top_p < 1 or rollout.top_k > 0: the sampler's log-probabilities are renormalised, so ratios use the "
+                "learner's own, and the difference between the two is not measured"
+            )
 
     async def _train(self, step: int, batch: Any, sampled: Any) -> dict[str, float]:
         """All optimiser steps on the batch; metrics are their means. Nothing to learn from: no step is taken."""

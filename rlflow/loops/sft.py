@@ -40,6 +40,7 @@ class SftLoop:
 
     async def run(self) -> None:
         """Train to the last step."""
+        self.journal.begin(self.total_steps)
         if self.state.step == 0:
             await self._evaluate(0)
         while self.state.step < self.total_steps:

@@ -13,8 +13,13 @@ from rlflow.observe.sinks import Sinks
 class Journal:
     """Writes a run's record. Evaluations are added to the row of the step they follow."""
 
-    def __init__(self, run: RunDirectory, sinks: Sinks, progress: Progress, total_steps: int) -> None:
-        self._run, self._sinks, self._progress, self._total_steps = run, sinks, progress, total_steps
+    def __init__(self, run: RunDirectory, sinks: Sinks, progress: Progress) -> None:
+        self._run, self._sinks, self._progress, self._total_steps = run, sinks, progress, 0
+
+    def begin(self, total_steps: int) -> None:
+        """The steps are about to begin."""
+        self._total_steps = total_steps
+        self._progress.begin(total_steps)
 
     def clock(self) -> StepClock:
         """A clock for the next step; its phases are shown."""

@@ -19,23 +19,29 @@ class Progress:
     `kind` is the algorithm's name (`sft`, `grpo`, …), shown beside the run's name.
     """
 
-    def __init__(self, run_name: str, total_steps: int, kind: str, console: Console | None = None) -> None:
+    def __init__(self, run_name: str, kind: str, console: Console | None = None) -> None:
         self.console = console or Console(highlight=False)
         self._title = f"{run_name} ({kind})"
-        self._total_steps = total_steps
+        self._total_steps = 0
         self._recent: deque[float] = deque(maxlen=RECENT_STEPS)
         self._bar = self._build_bar() if self.console.is_terminal else None
 
     def __enter__(self) -> "Progress":
         if self._bar:
             self._bar.start()
-        else:
-            self.note(f"{self._title}: {self._total_steps} steps")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._bar:
             self._bar.stop()
+
+    def begin(self, total_steps: int) -> None:
+        """The steps are about to begin, and this many there are."""
+        self._total_steps = total_steps
+        if self._bar:
+            self._bar.update(self._bar.task_ids[0], total=total_steps)
+        else:
+            self.note(f"{self._title}: {total_steps} steps")
 
     def phase(self, name: str) -> None:
         """Show what the run does now, such as `generate` or `learn` (on a terminal only)."""
@@ -44,7 +50,7 @@ class Progress:
 
     def step(self, row: Mapping[str, Any]) -> None:
         """Show a finished step; `row` is its row of metrics."""
-        if row.get("step_seconds") is not None:
+        if row.get("step_seconds") is not None and row["step"] > 0:  # step 0 is an evaluation
             self._recent.append(row["step_seconds"])
         figures = "  ".join(describe_step(row, self._remaining_s(row["step"])))
         if self._bar:
@@ -70,7 +76,7 @@ class Progress:
             TextColumn("[dim]{task.fields[phase]}"),
             console=self.console,
         )
-        bar.add_task(self._title, total=self._total_steps, figures="", phase="starting")
+        bar.add_task(self._title, total=None, figures="", phase="starting")
         return bar
 
 

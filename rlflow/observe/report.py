@@ -29,7 +29,7 @@ CHARTS = (
 )
 """Metrics that get a chart of their own where a run has them, in this order."""
 
-PHASES = ("generate", "reward", "wait", "learn", "sync", "eval", "checkpoint", "idle")
+PHASES = ("generate", "reward", "learn", "sync", "eval", "checkpoint", "idle")
 """Parts of a step's time, in the order in which they are stacked (`<phase>_seconds`)."""
 
 SHOWN_COMPLETIONS = 8

@@ -90,7 +90,12 @@ class GrpoJob(_JobSpec):
 
     @property
     def logprob_mode(self) -> Literal["all", "sample", "none"]:
-        """For which groups the sampler returns log-probabilities (`auto` resolved)."""
+        """For which groups the sampler returns log-probabilities.
+
+        None with top_p or top_k: they are renormalised there, and cannot be compared with the learner's.
+        """
+        if not self.rollout.samples_model_distribution:
+            return "none"
         if self.rollout.sampler_logprobs != "auto":
             return self.rollout.sampler_logprobs
         return "all" if self.grpo.sampler_correction.mode != "none" else "sample"

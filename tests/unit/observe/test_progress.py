@@ -9,7 +9,8 @@ from rlflow.observe.progress import Progress, duration
 def shown(terminal, use):
     stream = io.StringIO()
     console = Console(file=stream, force_terminal=terminal, width=160, highlight=False, color_system=None)
-    with Progress("my_run", 200, "grpo", console) as progress:
+    with Progress("my_run", "grpo", console) as progress:
+        progress.begin(200)
         use(progress)
     return stream.getvalue()
 
