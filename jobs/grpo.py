@@ -46,7 +46,7 @@ async def run_grpo_job(job: GrpoJob, context: JobContext) -> None:
 
     async def run_once() -> None:
         learner = LearnerGroup(placement, devices, setup)
-        await _start(learner, rollouts, context.machine)
+        await _start(learner, rollouts, context)
         await rewards.ready()
         checkpoints = Checkpoints(context.run, learner, keep=job.run.keep_checkpoints)
         stored = await checkpoints.restore()
@@ -84,15 +84,17 @@ def grpo_devices(job: GrpoJob, device: Any) -> DevicePlan:
     )
 
 
-async def _start(learner: LearnerGroup, rollouts: RolloutGroup, machine: Machine) -> None:
+async def _start(learner: LearnerGroup, rollouts: RolloutGroup, context: JobContext) -> None:
     """Build the learner and start engines: side by side on CPU. On a GPU the engine first, then asleep, because vLLM wants
     its share of the memory free when it starts."""
-    if machine.device == "cpu" or not rollouts.has_missing:
-        await asyncio.gather(learner.build(), rollouts.start_missing())
+    journal = context.journal
+    start, build = journal.timed("rollout engines", rollouts.start_missing), journal.timed("learner", learner.build)
+    if context.machine.device == "cpu" or not rollouts.has_missing:
+        await asyncio.gather(build(), start())
         return
-    await rollouts.start_missing()
+    await start()
     await rollouts.call("sleep")
-    await learner.build()
+    await build()
 
 
 def _hand_over(job: GrpoJob, learner: LearnerGroup, rollouts: RolloutGroup, weights: WeightSync, prompts: PromptRows) -> HandOver:

@@ -40,7 +40,7 @@ async def run_sft_job(job: SftJob, context: JobContext) -> None:
 
     async def run_once() -> None:
         learner = LearnerGroup(placement, devices, setup)
-        await learner.build()
+        await context.journal.timed("learner", learner.build)()
         checkpoints = Checkpoints(context.run, learner, keep=job.run.keep_checkpoints)
         stored = await checkpoints.restore()
         await SftLoop(

@@ -213,7 +213,7 @@ def _fit(rows: Rows, indices: Sequence[int], ids: Sequence[Sequence[int]], field
 
 
 def _report_dropped(tokenised: PromptSet | ConversationSet, field: str, limit: int) -> None:
-    if not len(tokenised):
+    if not len(tokenised) and tokenised.num_dropped:
         raise DataError(f"data.{field}: every row is longer than {limit} tokens, nothing is left; raise it")
     if tokenised.num_dropped:
         total = len(tokenised) + tokenised.num_dropped

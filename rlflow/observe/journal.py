@@ -1,7 +1,7 @@
 """What a loop writes while it runs: metrics, completions, progress and status, in one place."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from rlflow.observe.clock import StepClock
@@ -24,6 +24,17 @@ class Journal:
     def clock(self) -> StepClock:
         """A clock for the next step; its phases are shown."""
         return StepClock(self._progress.phase)
+
+    def timed(self, what: str, start: Callable[[], Awaitable[Any]]) -> Callable[[], Awaitable[None]]:
+        """`start`, saying afterwards what was started and how long it took."""
+
+        async def started() -> None:
+            self._progress.phase(f"starting the {what}")
+            begin = time.perf_counter()
+            await start()
+            self.note(f"{what} ready after {time.perf_counter() - begin:.0f} s")
+
+        return started
 
     def phase(self, name: str) -> None:
         """Show what the run does, outside of steps."""

@@ -19,6 +19,7 @@ from rlflow.weights.buffers import BufferHandle
 _RECEIVER = "rlflow.rollout.receiver.WeightReceiver"
 _SHUTDOWN_TIMEOUT_S = 0.5
 """Time for the engine's processes to end by themselves (about 5 s would be needed); killed ones leave nothing behind either."""
+_LIVENESS_INTERVAL_S = 1.0
 _SLEEP_LEVEL = 2
 """Level 2 drops weights and KV cache; every wake is followed by a full sync."""
 
@@ -75,25 +76,8 @@ class RolloutEngine:
         """
         if self.weight_version is None:
             raise RolloutError("the engine was asked to sample before its first weight sync")
-        from vllm.v1.engine.exceptions import EngineDeadError
-
         version = self.weight_version
-        prompt = {"prompt_token_ids": request.prompt_ids.tolist()}
-        request_id = f"{request.prompt_id}-{next(self._request_ids)}"
-        output = None
-        try:
-            async with asyncio.timeout(self._spec.generate_timeout_s):
-                async for update in self._engine.generate(prompt, self._sampling(request), request_id):
-                    output = update
-        except TimeoutError:
-            raise RolloutError(
-                f"prompt {request.prompt_id} took longer than rollout.generate_timeout_s = {self._spec.generate_timeout_s:g} s"
-            ) from None
-        except EngineDeadError as error:
-            raise EngineDied(f"the engine died while it sampled prompt {request.prompt_id}: {error}") from error
-        except Exception as error:  # what vLLM raises about a request differs between its versions
-            raise RolloutError(f"prompt {request.prompt_id} was refused by the engine: {error}") from error
-        assert output is not None and output.finished
+        output = await self._final_output(request)
         return CompletionGroup(
             slot=request.slot,
             prompt_id=request.prompt_id,
@@ -102,6 +86,41 @@ class RolloutEngine:
             prompt_ids=request.prompt_ids,
             completions=tuple(_completion(sample) for sample in sorted(output.outputs, key=lambda sample: sample.index)),
         )
+
+    async def _final_output(self, request: GroupRequest) -> Any:
+        """vLLM's last output for the request, in a task of its own: a dying engine may cancel it, or forget it for good."""
+        stream = asyncio.ensure_future(self._last_of_stream(request))
+        try:
+            async with asyncio.timeout(self._spec.generate_timeout_s):
+                while not stream.done() and not self._engine.errored:
+                    await asyncio.wait({stream}, timeout=_LIVENESS_INTERVAL_S)
+        except TimeoutError:
+            raise RolloutError(
+                f"prompt {request.prompt_id} took longer than rollout.generate_timeout_s = {self._spec.generate_timeout_s:g} s"
+            ) from None
+        finally:
+            if not stream.done():
+                stream.cancel()
+                await asyncio.wait({stream}, timeout=_LIVENESS_INTERVAL_S)
+        return self._checked_output(request, stream)
+
+    async def _last_of_stream(self, request: GroupRequest) -> Any:
+        prompt = {"prompt_token_ids": request.prompt_ids.tolist()}
+        request_id = f"{request.prompt_id}-{next(self._request_ids)}"
+        output = None
+        async for update in self._engine.generate(prompt, self._sampling(request), request_id):
+            output = update
+        return output
+
+    def _checked_output(self, request: GroupRequest, stream: asyncio.Future[Any]) -> Any:
+        error = None if stream.cancelled() else stream.exception()
+        if error is not None and not self._engine.errored:
+            message = f"prompt {request.prompt_id} was refused by the engine: {type(error).__name__}: {error}"
+            raise RolloutError(message) from error
+        # Nobody here aborts requests: an engine that is told to end does.
+        if stream.cancelled() or error is not None or any(s.finish_reason == "abort" for s in stream.result().outputs):
+            raise EngineDied(f"the engine died while it sampled prompt {request.prompt_id}") from error
+        return stream.result()
 
     def _sampling(self, request: GroupRequest) -> Any:
         from vllm import SamplingParams
@@ -207,4 +226,6 @@ def _completion(sample: Any) -> Completion:
             dtype=np.float32,
             count=len(token_ids),
         )
+        if np.isnan(logprobs).any():
+            raise RolloutError("the engine's log-probabilities are not numbers: its weights are broken")
     return Completion(token_ids, logprobs, sample.finish_reason)

@@ -29,6 +29,8 @@ END_TOKEN = 2
 """Of the tokenizer; vLLM always stops there."""
 PROMPT = np.arange(4, 12, dtype=np.int32)
 REQUEST = GroupRequest(0, 0, PROMPT, 8, seed=1000)
+LONG_REQUEST = replace(REQUEST, num_completions=1024)
+"""Takes this model more than half a second."""
 
 
 @pytest.fixture(scope="module")
@@ -135,9 +137,9 @@ def test_a_prompt_that_does_not_fit_is_an_error(worker):
 
 
 def test_a_group_that_takes_too_long_is_given_up(worker, model):
-    slow = RolloutSpec(max_completion_tokens=1000, generate_timeout_s=0.05, engine={})
-    message = worker.run(failure, replace(REQUEST, prompt_id=18), slow)
-    assert "prompt 18 took longer than rollout.generate_timeout_s = 0.05 s" in message
+    slow = RolloutSpec(max_completion_tokens=1000, generate_timeout_s=0.1)
+    message = worker.run(failure, replace(LONG_REQUEST, prompt_id=18), slow)
+    assert "prompt 18 took longer than rollout.generate_timeout_s = 0.1 s" in message
     # The sync refuses to end while requests run.
     worker.run(send_weights, model)
 
@@ -146,9 +148,9 @@ def test_an_engine_that_dies_says_so(worker):
     """Last: it ends the engine."""
     cores = [pid for pid in process_group(worker.pid) if b"EngineCore" in Path(f"/proc/{pid}/cmdline").read_bytes()]
     assert len(cores) == 1
-    worker.send(failure, replace(REQUEST, num_completions=64), RolloutSpec(max_completion_tokens=1000))
-    os.kill(cores[0], signal.SIGTERM)
-    assert worker.receive().startswith("EngineDied: ")
+    early, late = worker.run(failures_around_death, cores[0])
+    assert early == "EngineDied: the engine died while it sampled prompt 0"
+    assert late == "EngineDied: the engine died while it sampled prompt 1"
 
 
 # ---- in the engine's process
@@ -177,6 +179,16 @@ async def failure(engine: RolloutEngine, request: GroupRequest, spec: RolloutSpe
     with pytest.raises(RolloutError) as caught:
         await generate(engine, [request], spec)
     return f"{type(caught.value).__name__}: {caught.value}"
+
+
+async def failures_around_death(engine: RolloutEngine, core_pid: int) -> list[str]:
+    """Errors of a request that is running when the engine's process is killed, and of one that comes just then."""
+    long = RolloutSpec(max_completion_tokens=1000)
+    running = asyncio.create_task(failure(engine, LONG_REQUEST, long))
+    await asyncio.sleep(0.2)
+    assert not running.done()
+    os.kill(core_pid, signal.SIGKILL)
+    return list(await asyncio.gather(running, failure(engine, replace(REQUEST, prompt_id=1), long)))
 
 
 def _with_settings(engine: RolloutEngine, spec: RolloutSpec) -> RolloutEngine:

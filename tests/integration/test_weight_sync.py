@@ -13,7 +13,7 @@ from rlflow.actors.policy_sequences import policy_sequence
 from rlflow.algorithms.batch_plan import StepPlan, plan_step
 from rlflow.algorithms.losses import PolicyLoss
 from rlflow.algorithms.policy_batch import PolicySample
-from rlflow.errors import WeightSyncError
+from rlflow.errors import RolloutError, WeightSyncError
 from rlflow.learner.export import WeightExporter
 from rlflow.rollout.completions import CompletionGroup, GroupRequest
 from rlflow.rollout.engine import RolloutEngine
@@ -61,8 +61,7 @@ def test_sampled_logprobs_are_those_of_the_weights_sent(sampler, num_buckets):
 def test_a_lost_bucket_is_visible(sampler):
     assert sampler.worker.run(sync_and_compare, sampler.model, 9, 3).largest <= TOLERANCE
     for lost in (0, 4, 8):
-        difference = sampler.worker.run(sync_and_compare, sampler.model, 9, 4 + lost, lost)
-        assert difference.mean > LOST, f"bucket {lost}"
+        assert sampler.worker.run(lost_bucket_shows, sampler.model, lost), f"bucket {lost}"
     assert sampler.worker.run(sync_and_compare, sampler.model, 9, 20).largest <= TOLERANCE
 
 
@@ -127,6 +126,14 @@ async def sync_and_compare(
     return _difference(model, await sample(engine))
 
 
+async def lost_bucket_shows(engine: RolloutEngine, model_path: str, lost: int) -> bool:
+    """Whether log-probabilities are far off, or not even numbers: vLLM fills the gap with whatever the memory holds."""
+    try:
+        return (await sync_and_compare(engine, model_path, 9, 4 + lost, lost)).mean > LOST
+    except RolloutError as error:
+        return "not numbers" in str(error)
+
+
 async def sync_and_compare_without_reset(engine: RolloutEngine, model_path: str, seed: int) -> Difference:
     """The same with an engine that keeps its prefix cache."""
     vllm_engine = engine._engine
@@ -155,7 +162,11 @@ async def sample(engine: RolloutEngine) -> list[CompletionGroup]:
         GroupRequest(slot, slot, np.arange(length, dtype=np.int32) % 50 + 3, 4, with_logprobs=True)
         for slot, length in enumerate(PROMPT_LENGTHS)
     ]
-    return list(await asyncio.gather(*(engine.generate(request) for request in requests)))
+    groups = await asyncio.gather(*(engine.generate(request) for request in requests), return_exceptions=True)
+    for group in groups:
+        if isinstance(group, BaseException):
+            raise group
+    return groups
 
 
 async def _pretend_to_reset() -> bool:

@@ -4,7 +4,7 @@ import torch
 from rlflow.learner.reference import SwappedReference
 
 
-def _trained_model() -> tuple[torch.nn.Module, SwappedReference, torch.Tensor, torch.Tensor]:
+def _trained_model() -> tuple[torch.nn.Linear, SwappedReference, torch.Tensor, torch.Tensor]:
     """A model that has moved on from its reference, and its weights then and now."""
     model = torch.nn.Linear(3, 2)
     start = model.weight.detach().clone()

@@ -44,6 +44,12 @@ def test_logprobs_are_those_of_the_sampled_tokens():
     assert completion.finish_reason == "length"
 
 
+def test_logprobs_that_are_not_numbers_are_an_error():
+    sample = SimpleNamespace(token_ids=[4], logprobs=[{4: SimpleNamespace(logprob=float("nan"))}], finish_reason="stop")
+    with pytest.raises(RolloutError, match="not numbers: its weights are broken"):
+        _completion(sample)
+
+
 def test_sampling_without_weights_is_refused():
     engine = RolloutEngine(None, RolloutSpec(), [], can_sleep=False)
     with pytest.raises(RolloutError, match="before its first weight sync"):
