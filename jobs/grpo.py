@@ -60,7 +60,7 @@ async def run_grpo_job(job: GrpoJob, context: JobContext) -> None:
             hand_over=hand_over,
             prompts=prompts,
             held_out=held_out,
-            order=RowOrder(len(prompts), job.run.seed, job.data.shuffle),
+            order=RowOrder(len(prompts), job.data.seed, job.data.shuffle),
             checkpoints=checkpoints,
             journal=context.journal,
             state=LoopState.from_dict(stored) if stored else LoopState(),

@@ -57,11 +57,11 @@ def _create_random(spec: RandomModelSpec, job: SftJob | GrpoJob, run: RunDirecto
 
     directory = run.path / "initial_model"
     if not (directory / "config.json").is_file():
-        ray.get(ray.remote(_write_random_model).options(num_cpus=0).remote(spec, job.model.dtype, job.run.seed, str(directory)))
+        ray.get(ray.remote(_write_random_model).options(num_cpus=0).remote(spec, job.model.dtype, str(directory)))
     return str(directory)
 
 
-def _write_random_model(spec: RandomModelSpec, dtype: str, seed: int, directory: str) -> None:
+def _write_random_model(spec: RandomModelSpec, dtype: str, directory: str) -> None:
     from transformers import AutoTokenizer
 
     from rlflow.data.characters import build_character_tokenizer
@@ -71,7 +71,7 @@ def _write_random_model(spec: RandomModelSpec, dtype: str, seed: int, directory:
         tokenizer = build_character_tokenizer(spec.characters)
     else:
         tokenizer = AutoTokenizer.from_pretrained(spec.tokenizer)
-    create_random_model(spec, dtype, tokenizer, seed, Path(directory))
+    create_random_model(spec, dtype, tokenizer, Path(directory))
 
 
 def load_rows(job: SftJob | GrpoJob, run: RunDirectory) -> tuple[Rows, Rows]:

@@ -49,7 +49,7 @@ async def run_sft_job(job: SftJob, context: JobContext) -> None:
             learner=learner,
             train=_lengths(train),
             held_out=_lengths(held_out),
-            order=RowOrder(len(train), job.run.seed, job.data.shuffle),
+            order=RowOrder(len(train), job.data.seed, job.data.shuffle),
             checkpoints=checkpoints,
             journal=context.journal,
             state=LoopState.from_dict(stored) if stored else LoopState(),

@@ -89,7 +89,7 @@ def _varlen(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scali
     query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
     bounds, longest = segments.boundaries_S, segments.longest
     # torch 2.11 takes grouped-query heads as they are and does not know the argument that 2.13 wants for them.
-    grouped = {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
+    grouped: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
     output: Any = varlen_attn(query, key, value, bounds, bounds, longest, longest, scale=scaling, window_size=(-1, 0), **grouped)
     return output[None]
 

@@ -41,7 +41,7 @@ def _config_fields(config: str | dict[str, Any]) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
-def create_random_model(spec: RandomModelSpec, dtype: str, tokenizer: Any, seed: int, directory: Path) -> None:
+def create_random_model(spec: RandomModelSpec, dtype: str, tokenizer: Any, directory: Path) -> None:
     """Write a model with random weights, and its tokenizer, as a transformers model directory."""
     from transformers import AutoModelForCausalLM
 
@@ -53,7 +53,7 @@ def create_random_model(spec: RandomModelSpec, dtype: str, tokenizer: Any, seed:
         tokenizer.pad_token_id,
         None,
     )
-    torch.manual_seed(seed)
+    torch.manual_seed(spec.seed)
     model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id

@@ -16,6 +16,8 @@ class RandomModelSpec(Spec):
     """Build a character-level tokenizer with a Qwen-style chat template over exactly these characters."""
     tokenizer: str | None = None
     """Path or hub id of an existing tokenizer, instead of `characters`."""
+    seed: int = 0
+    """Seed of the weights; the same weights in every run, whatever its own seed."""
 
     @model_validator(mode="after")
     def _one_tokenizer(self) -> Self:

@@ -15,7 +15,7 @@ class RunSpec(Spec):
     dir: str = "runs"
     """Folder of all runs. Inside a Ray job it must be absolute and visible to every node."""
     seed: int = 0
-    """Seed of everything random in training and sampling (data splits have their own seed)."""
+    """Seed of sampling and of whatever is random in training. Rows have `data.seed`, random models `model.random.seed`."""
     deterministic: bool = False
     """Assign prompts statically and seed every request, so that a run can be repeated exactly."""
     device: Literal["auto", "gpu", "cpu"] = "auto"

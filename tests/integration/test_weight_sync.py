@@ -30,6 +30,7 @@ TOLERANCE = 1e-4
 LOST = 0.1
 """A mean difference that no rounding explains."""
 BLOCK_TOKENS = 32
+LOST_BUCKETS = {"tied-60": 0, "tied-64": 4, "untied-60": 2, "untied-64": 8}
 PROMPT_LENGTHS = (3, 4, 5, 3 * BLOCK_TOKENS + 5)
 
 
@@ -39,9 +40,11 @@ class Sampler:
 
     model: str
     worker: Worker
+    lost_bucket: int
+    """Of nine or so: the one that a test does not send."""
 
 
-@pytest.fixture(scope="module", params=["tied-60", "tied-64", "untied-60", "untied-64"])
+@pytest.fixture(scope="module", params=list(LOST_BUCKETS))
 def sampler(request, tmp_path_factory) -> Iterator[Sampler]:
     """vLLM pads a vocabulary to a multiple of 64, so 60 is padded and 64 is not."""
     tying, vocabulary = request.param.split("-")
@@ -49,20 +52,13 @@ def sampler(request, tmp_path_factory) -> Iterator[Sampler]:
     model = save_tiny_model(directory, tied=tying == "tied", vocabulary=int(vocabulary))
     spec = RolloutSpec(max_completion_tokens=8, engine={"skip_tokenizer_init": True, "block_size": BLOCK_TOKENS})
     with rollout_engine(model, spec, max_model_tokens=128) as worker:
-        yield Sampler(model, worker)
+        yield Sampler(model, worker, lost_bucket=LOST_BUCKETS[request.param])
 
 
 @pytest.mark.parametrize("num_buckets", [1, 2, 9])
 def test_sampled_logprobs_are_those_of_the_weights_sent(sampler, num_buckets):
     for seed in (1, 2):
         assert sampler.worker.run(sync_and_compare, sampler.model, num_buckets, seed).largest <= TOLERANCE
-
-
-def test_a_lost_bucket_is_visible(sampler):
-    assert sampler.worker.run(sync_and_compare, sampler.model, 9, 3).largest <= TOLERANCE
-    for lost in (0, 4, 8):
-        assert sampler.worker.run(lost_bucket_shows, sampler.model, lost), f"bucket {lost}"
-    assert sampler.worker.run(sync_and_compare, sampler.model, 9, 20).largest <= TOLERANCE
 
 
 def test_a_sync_forgets_cached_prefixes(sampler):
@@ -99,6 +95,12 @@ def test_partitioned_adapters_arrive_merged(sampler):
     assert {group.weight_version for group in groups} == {50}
 
 
+def test_a_lost_bucket_is_visible(sampler):
+    """Last: numbers that are none may stay in the engine's cache, and an engine whose sync failed is not used again."""
+    assert sampler.worker.run(sync_and_compare, sampler.model, 9, 3).largest <= TOLERANCE
+    assert sampler.worker.run(lost_bucket_shows, sampler.model, sampler.lost_bucket)
+
+
 # ---- in the engine's process
 
 
@@ -129,7 +131,7 @@ async def sync_and_compare(
 async def lost_bucket_shows(engine: RolloutEngine, model_path: str, lost: int) -> bool:
     """Whether log-probabilities are far off, or not even numbers: vLLM fills the gap with whatever the memory holds."""
     try:
-        return (await sync_and_compare(engine, model_path, 9, 4 + lost, lost)).mean > LOST
+        return (await sync_and_compare(engine, model_path, 9, 4, lost)).mean > LOST
     except RolloutError as error:
         return "not numbers" in str(error)
 
@@ -162,11 +164,9 @@ async def sample(engine: RolloutEngine) -> list[CompletionGroup]:
         GroupRequest(slot, slot, np.arange(length, dtype=np.int32) % 50 + 3, 4, with_logprobs=True)
         for slot, length in enumerate(PROMPT_LENGTHS)
     ]
-    groups = await asyncio.gather(*(engine.generate(request) for request in requests), return_exceptions=True)
-    for group in groups:
-        if isinstance(group, BaseException):
-            raise group
-    return groups
+    tasks = [asyncio.ensure_future(engine.generate(request)) for request in requests]
+    await asyncio.wait(tasks)  # all of them: none may be left running when one fails
+    return [task.result() for task in tasks]
 
 
 async def _pretend_to_reset() -> bool:

@@ -7,6 +7,7 @@ import pytest
 
 from rlflow.data.chat import render_prompt
 from rlflow.data.loss_weights import encode_conversation
+from rlflow.data.rows import Rows
 from rlflow.data.sources import load_sources
 from rlflow.data.tokenized import ConversationSet, tokenize_conversations, tokenize_prompts
 from rlflow.errors import DataError
