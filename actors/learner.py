@@ -123,10 +123,10 @@ class LearnerActor:
         return self._learner.train_step(step, sequences, token_loss, learning_rate=learning_rate)
 
     def evaluate_conversations(self, step: StepPlan, rows: Sequence[int]) -> dict[str, float]:
-        """Loss and accuracies on rows of the held-out file (collective)."""
+        """Loss and accuracies on rows of the held-out file, at temperature 1 (collective)."""
         from rlflow.algorithms.losses import held_out_loss
 
-        return self._learner.evaluate(step, self._conversations(step, rows, file=1), held_out_loss)
+        return self._learner.evaluate(step, self._conversations(step, rows, file=1), held_out_loss, temperature=1.0)
 
     def _conversations(self, step: StepPlan, rows: Sequence[int], *, file: int) -> dict[int, Any]:
         from rlflow.learner.sequences import TrainSequence

@@ -28,7 +28,7 @@ from rlflow.observe.table import RunSummary, print_summary
 from rlflow.spec.jobs import GrpoJob, SftJob
 from rlflow.spec.load import load_job, resolved
 
-EXIT_DONE, EXIT_FAILED, EXIT_USER_ERROR = 0, 1, 2
+EXIT_DONE, EXIT_FAILED, EXIT_USER_ERROR, EXIT_STOPPED = 0, 1, 2, 130
 logger = logging.getLogger("rlflow")
 
 
@@ -159,6 +159,8 @@ def main(arguments: Sequence[str]) -> int:
     except RlflowError as error:
         print(error, file=sys.stderr)
         return EXIT_FAILED
+    except KeyboardInterrupt:
+        return EXIT_STOPPED
 
 
 if __name__ == "__main__":

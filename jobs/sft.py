@@ -29,7 +29,7 @@ async def run_sft_job(job: SftJob, context: JobContext) -> None:
         tokenizer_path=model.tokenizer_path,
         model=job.model,
         learner=job.learner,
-        temperature=1.0,
+        temperature=job.temperature,
         seed=job.run.seed,
         keep_reference=False,
         num_threads=context.machine.threads(job.learner.num_ranks),

@@ -113,13 +113,20 @@ class Learner:
         self._set_learning_rate(learning_rate)
         return {**metrics, "grad_norm": self._step(), "learning_rate": learning_rate}
 
-    def evaluate(self, step: StepPlan, sequences: Mapping[int, TrainSequence], token_loss: TokenLoss) -> dict[str, float]:
-        """The metrics of `train_step` without training."""
+    def evaluate(
+        self,
+        step: StepPlan,
+        sequences: Mapping[int, TrainSequence],
+        token_loss: TokenLoss,
+        *,
+        temperature: float | None = None,
+    ) -> dict[str, float]:
+        """The metrics of `train_step` without training, at the training temperature or another."""
         means: Means = {}
         with self._without_gradient():
             for micro_batch in step.ranks[self._info.rank]:
                 batch = self._build(micro_batch, sequences, step)
-                _add(means, micro_batch, *self._token_losses(batch, token_loss, None, None))
+                _add(means, micro_batch, *self._token_losses(batch, token_loss, None, None, temperature))
         return self._reduced(means)
 
     @contextmanager
@@ -139,9 +146,14 @@ class Learner:
         return build_micro_batch(micro_batch, sequences, step.token_weights, packing=self._spec.packing, device=self.device)
 
     def _token_losses(
-        self, batch: MicroBatchTensors, token_loss: TokenLoss, old: Scores | None, reference: Scores | None
+        self,
+        batch: MicroBatchTensors,
+        token_loss: TokenLoss,
+        old: Scores | None,
+        reference: Scores | None,
+        temperature: float | None = None,
     ) -> tuple[Tensor, Means]:
-        scores = self._engine(batch, self._temperature)
+        scores = self._engine(batch, self._temperature if temperature is None else temperature)
         inputs = LossInputs(
             logprobs_N=scores.logprobs_N,
             mean_logprobs_N=scores.mean_logprobs_N,

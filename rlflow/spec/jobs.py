@@ -44,6 +44,8 @@ class SftJob(_JobSpec):
     """The algorithm."""
     batch_size: int = Field(default=16, ge=1)
     """Conversations in an optimiser step, over all ranks."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Logits are divided by this in the loss. Below 1, what the model samples at temperature 1 is more diverse than the data."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Share of each target's probability spread over the vocabulary: keeps the model's samples diverse."""
 

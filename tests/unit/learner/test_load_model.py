@@ -29,8 +29,8 @@ def directory(tmp_path):
 
 
 def _create(directory, seed: int = 5) -> None:
-    spec = RandomModelSpec(config=FIELDS, characters=CHARACTERS)
-    create_random_model(spec, "float32", build_character_tokenizer(CHARACTERS), seed, directory)
+    spec = RandomModelSpec(config=FIELDS, characters=CHARACTERS, seed=seed)
+    create_random_model(spec, "float32", build_character_tokenizer(CHARACTERS), directory)
 
 
 def test_packaged_shapes_are_configurations():
