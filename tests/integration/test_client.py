@@ -11,7 +11,7 @@ import pytest
 import rlflow
 from rlflow import client
 from rlflow.errors import UserError
-from tests.integration.ray_head import RayHead, ray_head  # noqa: F401
+from tests.integration.ray_head import RayHead
 
 pytestmark = pytest.mark.integration
 
@@ -24,7 +24,7 @@ print("bye", flush=True)
 
 
 @pytest.fixture
-def head(ray_head: RayHead, monkeypatch) -> RayHead:  # noqa: F811
+def head(ray_head: RayHead, monkeypatch) -> RayHead:
     """The head, with the token findable but Ray's token mode not set: as it is for most users."""
     for name in [name for name in os.environ if name.startswith("RAY_")]:
         monkeypatch.delenv(name)

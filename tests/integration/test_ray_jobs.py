@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.job_runs import metrics, sft_spec, write_job
-from tests.integration.ray_head import RayHead, ray_head  # noqa: F401
+from tests.integration.ray_head import RayHead
 
 pytestmark = pytest.mark.integration
 ROOT = Path(__file__).parents[2]
@@ -25,7 +25,7 @@ def job(tmp_path: Path, name: str, **run_fields) -> Path:
     return write_job(tmp_path, spec)
 
 
-def test_rlflow_submit_status_logs_list(tmp_path, ray_head):  # noqa: F811
+def test_rlflow_submit_status_logs_list(tmp_path, ray_head):
     path = job(tmp_path, "submitted")
     rlflow = [sys.executable, "-m", "rlflow.cli"]
     submitted = command(ray_head, tmp_path, *rlflow, "submit", path.name)
@@ -39,7 +39,7 @@ def test_rlflow_submit_status_logs_list(tmp_path, ray_head):  # noqa: F811
     assert [row["step"] for row in metrics(tmp_path / "shared" / "submitted")] == list(range(7))
 
 
-def test_plain_ray_job_submit(tmp_path, ray_head):  # noqa: F811
+def test_plain_ray_job_submit(tmp_path, ray_head):
     path = job(tmp_path, "plain")
     ray_cli = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--working-dir", "."]
     result = command(ray_head, tmp_path, *ray_cli, "--", sys.executable, "-m", "rlflow.jobs.run", path.name)
@@ -48,7 +48,7 @@ def test_plain_ray_job_submit(tmp_path, ray_head):  # noqa: F811
     assert status["state"] == "succeeded" and status["ray_job_id"]
 
 
-def test_relative_run_dir_in_a_ray_job_is_refused(tmp_path, ray_head):  # noqa: F811
+def test_relative_run_dir_in_a_ray_job_is_refused(tmp_path, ray_head):
     path = job(tmp_path, "relative", dir="runs")
     ray_cli = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--working-dir", "."]
     result = command(ray_head, tmp_path, *ray_cli, "--", sys.executable, "-m", "rlflow.jobs.run", path.name)

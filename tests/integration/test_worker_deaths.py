@@ -10,7 +10,7 @@ import urllib.request
 import pytest
 
 from tests.integration.job_runs import grpo_spec, metrics, start, wait_for_step, write_job
-from tests.integration.ray_head import RayHead, ray_head  # noqa: F401
+from tests.integration.ray_head import RayHead
 
 pytestmark = pytest.mark.integration
 
@@ -18,7 +18,7 @@ KILL = """
 import sys, ray
 ray.init(address=sys.argv[1], namespace=sys.argv[2], log_to_driver=False)
 for name in sys.argv[3:]:
-    ray.kill(ray.get_actor(name))
+    ray.kill(ray.get_actor(name), no_restart=False)
 """
 LIST = """
 import json, sys, ray
@@ -36,9 +36,9 @@ def in_cluster(head: RayHead, script: str, *arguments: str) -> str:
 
 
 @pytest.fixture
-def running(tmp_path, ray_head):  # noqa: F811
+def running(tmp_path, ray_head):
     """A GRPO job on the head, past its third step."""
-    spec = grpo_spec(steps=40)
+    spec = grpo_spec(steps=150)
     spec["run"] |= {"save_every": 3, "deterministic": False}
     path = write_job(tmp_path, spec)
     process = start(tmp_path, path, env={**ray_head.env, "RAY_ADDRESS": ray_head.gcs_address})
@@ -68,7 +68,7 @@ def test_actors_have_names_metrics_arrive_and_deaths_are_survived(running):
     out, err = process.communicate(timeout=240)
     assert process.returncode == 0, out + err
     rows = metrics(run_dir)
-    assert [row["step"] for row in rows] == list(range(41)), "a step is missing or was logged twice"
+    assert [row["step"] for row in rows] == list(range(151)), "a step is missing or was logged twice"
     assert "learner rank died" in out and "rollout worker" in out
     versions = [row["weight_version"] for row in rows if "weight_version" in row]
     assert len(versions) == len(set(versions)), "a weight version was used twice"
