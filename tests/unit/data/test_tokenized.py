@@ -135,9 +135,9 @@ def test_a_row_that_cannot_be_rendered_is_named(tmp_path, write_jsonl, character
         tokenize(rows, characters, spec, tmp_path / "tokens")
 
 
-def test_no_rows_at_all_are_no_error(tokenizer, tmp_path):
+def test_no_rows_at_all_are_no_error(characters, tmp_path):
     """A job without held-out rows tokenises none."""
     spec = DataSpec(sources=["x.jsonl"], max_prompt_tokens=1, max_tokens=1)
     none = Rows((), np.zeros((0, 2), dtype=np.int64))
-    assert len(tokenize_prompts(none, tokenizer, spec, tmp_path)) == 0
-    assert tokenize_conversations(none, tokenizer, spec, tmp_path).loss_weight_sums == []
+    assert len(tokenize_prompts(none, characters, spec, tmp_path)) == 0
+    assert tokenize_conversations(none, characters, spec, tmp_path).loss_weight_sums == []
