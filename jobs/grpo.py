@@ -17,7 +17,7 @@ from rlflow.cluster.residency import Residency
 from rlflow.cluster.reward_group import RewardGroup
 from rlflow.cluster.rollout_group import RolloutGroup
 from rlflow.cluster.sampler import Sampler
-from rlflow.cluster.verification import EngineVerification
+from rlflow.cluster.verification import PROBE_PROMPTS, EngineVerification
 from rlflow.cluster.weight_sync import WeightSync
 from rlflow.data.order import RowOrder
 from rlflow.jobs.context import JobContext, Machine
@@ -27,8 +27,6 @@ from rlflow.jobs.recovery import with_learner_restarts
 from rlflow.loops.grpo import GrpoLoop, batch_settings
 from rlflow.loops.state import LoopState
 from rlflow.spec.jobs import GrpoJob
-
-_PROBE_PROMPTS = 4
 
 
 async def run_grpo_job(job: GrpoJob, context: JobContext) -> None:
@@ -100,7 +98,7 @@ async def _start(learner: LearnerGroup, rollouts: RolloutGroup, context: JobCont
 def _hand_over(job: GrpoJob, learner: LearnerGroup, rollouts: RolloutGroup, weights: WeightSync, prompts: PromptRows) -> HandOver:
     residency = Residency(learner, rollouts, weights)
     verification = EngineVerification(learner, rollouts, residency, batch_settings(job), dtype=job.model.dtype)
-    probe = [prompts.prompt_ids(i) for i in range(min(_PROBE_PROMPTS, len(prompts)))]
+    probe = [prompts.prompt_ids(i) for i in range(min(PROBE_PROMPTS, len(prompts)))]
     return HandOver(residency, weights, verification, probe)
 
 

@@ -10,16 +10,6 @@ from rlflow.algorithms.losses import PolicyLoss, SmoothedCrossEntropy
 from rlflow.algorithms.policy_batch import PolicyBatch, ScoredGroup
 from rlflow.rollout.completions import GroupRequest, GroupSummary
 
-
-class RowHandle(Protocol):
-    """A prompt's row."""
-
-    @property
-    def text(self) -> str:
-        """The rendered prompt."""
-        ...
-
-
 RowOf = Callable[[int], Any]
 
 
@@ -44,15 +34,6 @@ class GroupHandle(Protocol):
     @property
     def arrays(self) -> Any: ...
     def scored(self) -> ScoredGroup: ...
-
-
-class BatchHandle(Protocol):
-    """A sampled batch."""
-
-    @property
-    def groups(self) -> Sequence[GroupHandle]: ...
-    @property
-    def reward_seconds(self) -> float: ...
 
 
 class PromptTable(Protocol):

@@ -16,7 +16,8 @@ from rlflow.rollout.completions import GroupRequest, GroupSummary
 
 TOLERANCE = {"float32": 0.01, "bfloat16": 0.2}
 """Largest mean |log-probability difference| that is rounding. Lost weights give 0.6 to 14."""
-_PROBE_PROMPTS = 4
+PROBE_PROMPTS = 4
+"""Prompts that an engine samples from to be compared."""
 _METRIC = "sampler_logprob_abs_diff_mean"
 
 
@@ -43,7 +44,7 @@ class EngineVerification:
         """Compare engines that have not been compared yet; returns the largest difference. Raises `WeightSyncError`."""
         worst = None
         for worker in [w for w in self._rollouts.workers if not w.is_verified]:
-            difference = await self._difference(worker, prompts[:_PROBE_PROMPTS])
+            difference = await self._difference(worker, prompts)
             if not difference <= self._tolerance:
                 raise WeightSyncError(
                     f"{worker.name}: after its first weight sync, sampler and learner log-probabilities differ by "
