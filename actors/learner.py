@@ -144,13 +144,15 @@ class LearnerActor:
         """Free the send buffer."""
         self._learner.exporter.release()
 
-    def can_offload(self) -> bool:
-        """Whether this learner can move its states off the device."""
-        return self._learner.can_offload
+    def move(self, residency: str) -> None:
+        """Bring the states to `offloaded`, `weights` or `full`."""
+        self._learner.move(residency)
 
-    def move(self, residency: str) -> float:
-        """Bring the states to `offloaded`, `weights` or `full`. Returns the device memory in use, in GiB."""
-        return self._learner.move(residency)
+    def memory_gib(self) -> float:
+        """Memory in use on this rank's device by all processes, in GiB; 0 on CPU."""
+        from rlflow.weights.buffers import device_memory_gib
+
+        return device_memory_gib()
 
     def save(self, state: str, model: str, client_state: dict[str, Any]) -> None:
         """Write the training state and the model directory (collective)."""

@@ -21,6 +21,8 @@ class RolloutSetup:
     dtype: str
     max_model_tokens: int
     seed: int
+    can_sleep: bool
+    """Whether it must be able to free its device memory."""
     num_threads: int | None
     """CPU threads; None leaves torch's default."""
 
@@ -35,18 +37,19 @@ class RolloutActor:
     def __repr__(self) -> str:
         return self._label
 
-    async def start(self, setup: RolloutSetup) -> bool:
-        """Start the engine. Returns whether it can sleep."""
+    async def start(self, setup: RolloutSetup) -> None:
+        """Start the engine."""
         if setup.num_threads is not None:
             os.environ["OMP_NUM_THREADS"] = str(setup.num_threads)
-        self._engine = RolloutEngine.start(
+        self._engine = await RolloutEngine.start(
             setup.model_path,
             setup.rollout,
             dtype=setup.dtype,
             max_model_tokens=setup.max_model_tokens,
             seed=setup.seed,
+            can_sleep=setup.can_sleep,
+            num_threads=setup.num_threads,
         )
-        return self._engine.can_sleep
 
     @ray.method(num_returns=2)
     async def generate(self, request: GroupRequest) -> tuple[GroupSummary, CompletionGroup]:
@@ -78,11 +81,7 @@ class RolloutActor:
         """End a weight sync."""
         await self._engine.finish_update(version)
 
-    async def memory_gib(self) -> float:
-        """Device memory in use, in GiB."""
-        return await self._engine.memory_gib()
-
     async def close(self) -> None:
-        """Stop the engine's processes."""
+        """Stop the engine."""
         if self._engine is not None:
             self._engine.close()

@@ -31,7 +31,7 @@ def check_jobs(jobs: Sequence[SftJob | GrpoJob], machine: Machine) -> None:
 
     The first job's rows are read by the job itself, which is about to start.
     """
-    devices = _devices(machine)
+    devices = machine_devices(machine)
     for job in jobs:
         check_run_dir(job)
     names = [job.run.name for job in jobs]
@@ -52,7 +52,7 @@ def _raise_all(jobs: Sequence[SftJob | GrpoJob], problems: Sequence[Sequence[str
         raise SpecError("\n".join(lines))
 
 
-def _devices(machine: Machine) -> Devices:
+def machine_devices(machine: Machine) -> Devices:
     """The cluster's devices; their memory is known only if this node has one of them."""
     local = local_devices()
     if machine.device == "cpu":

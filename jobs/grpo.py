@@ -43,7 +43,7 @@ async def run_grpo_job(job: GrpoJob, context: JobContext) -> None:
     weights = WeightSync(rollouts, last_version=_last_version(context))
 
     async def run_once() -> None:
-        learner = LearnerGroup(placement, devices, setup)
+        learner = LearnerGroup(placement, devices, setup, can_offload=_takes_turns(job, context.machine))
         await _start(learner, rollouts, context)
         await rewards.ready()
         checkpoints = Checkpoints(context.run, learner, keep=job.run.keep_checkpoints)
@@ -91,8 +91,13 @@ async def _start(learner: LearnerGroup, rollouts: RolloutGroup, context: JobCont
         await asyncio.gather(build(), start())
         return
     await start()
-    await rollouts.call("sleep")
+    if rollouts.can_sleep:
+        await rollouts.call("sleep")
     await build()
+
+
+def _takes_turns(job: GrpoJob, machine: Machine) -> bool:
+    return machine.device == "gpu" and job.residency == "turns"
 
 
 def _hand_over(job: GrpoJob, learner: LearnerGroup, rollouts: RolloutGroup, weights: WeightSync, prompts: PromptRows) -> HandOver:
@@ -122,6 +127,7 @@ def _rollout_setup(job: GrpoJob, model: PreparedModel, machine: Machine) -> Roll
         dtype=job.model.dtype,
         max_model_tokens=job.data.max_prompt_tokens + job.rollout.max_completion_tokens,
         seed=job.run.seed,
+        can_sleep=_takes_turns(job, machine),
         num_threads=machine.threads(job.rollout.num_workers),
     )
 

@@ -6,14 +6,18 @@ from rlflow.jobs.model_facts import ModelFacts
 from rlflow.spec.jobs import GrpoJob, SftJob
 
 GIB = 2**30
-_CONTEXT_GIB = 0.7
+_CONTEXT_GIB = 0.8
 """CUDA context, NCCL and kernels of one process."""
+_ASLEEP_GIB = 1.4
+"""What a sleeping engine keeps on its GPU: context, CUDA graphs."""
 _ENGINE_CPU_GIB = 1.5
 """A vLLM engine's processes without weights and cache, on CPU."""
 _LEARNER_CPU_GIB = 1.2
 """A learner process without model."""
-_LOGITS_GIB = 1.5
-"""The fused log-probability: one chunk of logits in two precisions, and the head's gradient."""
+_LOGITS_BYTES = 2**29
+"""The logits that the fused log-probability holds at once."""
+_REDUCE_BUCKET_ELEMENTS = 5 * 10**8
+"""DeepSpeed's default bucket of gradients."""
 _LORA_FRACTION = 0.01
 
 
@@ -28,31 +32,43 @@ class MemoryEstimate:
     rollout: float
     """Weights and KV cache of one engine while it samples."""
     peak: float
-    """The larger of the two turns."""
+    """The larger of the two turns, or both together."""
     host: float
-    """Pinned copies of offloaded states, of all ranks on one device's share."""
+    """Page-locked copies of offloaded states, of one rank."""
 
 
 def estimate_memory(job: SftJob | GrpoJob, facts: ModelFacts, *, on_gpu: bool, device_gib: float) -> MemoryEstimate:
-    """Estimate for one device."""
+    """Estimate for one device. What is still `auto` counts as the most frugal choice."""
     states, host = _learner_states(job, facts)
-    peak = states + _activations(job, facts) + _gathered(job, facts) + _logits(facts)
+    peak = states + _activations(job, facts) + _gathered(job, facts) + _logits(job, facts)
     rollout = _rollout(job, facts, device_gib=device_gib, on_gpu=on_gpu) if isinstance(job, GrpoJob) else 0.0
-    if on_gpu:
-        learner_peak = peak + _CONTEXT_GIB
-        takes_turns = job.learner.zero_stage == 3 and not job.learner.offload_optimizer
-        both = max(learner_peak, rollout + _CONTEXT_GIB) if takes_turns else learner_peak + rollout + _CONTEXT_GIB
-        return MemoryEstimate(states, learner_peak, rollout, both, host if isinstance(job, GrpoJob) else 0.0)
-    learner_peak = (peak + _LEARNER_CPU_GIB) * job.learner.num_ranks
-    return MemoryEstimate(states, learner_peak, rollout, learner_peak + rollout, 0.0)
+    if not on_gpu:
+        learner_peak = (peak + _LEARNER_CPU_GIB) * job.learner.num_ranks
+        return MemoryEstimate(states, learner_peak, rollout, learner_peak + rollout, 0.0)
+    learner_peak = peak + _CONTEXT_GIB
+    if not isinstance(job, GrpoJob):
+        return MemoryEstimate(states, learner_peak, 0.0, learner_peak, 0.0)
+    if job.residency == "together":
+        return MemoryEstimate(states, learner_peak, rollout, learner_peak + rollout, 0.0)
+    turns = max(learner_peak + _ASLEEP_GIB, rollout + _CONTEXT_GIB)
+    return MemoryEstimate(states, learner_peak, rollout, turns, host)
+
+
+def _size(job: SftJob | GrpoJob) -> int:
+    return 2 if job.model.dtype == "bfloat16" else 4
+
+
+def _zero_stage(job: SftJob | GrpoJob) -> int:
+    return 3 if job.learner.zero_stage == "auto" else job.learner.zero_stage
 
 
 def _learner_states(job: SftJob | GrpoJob, facts: ModelFacts) -> tuple[float, float]:
     """(on the device, in host memory when offloaded) of one rank, in GiB."""
-    size, ranks, stage = (2 if job.model.dtype == "bfloat16" else 4), job.learner.num_ranks, job.learner.zero_stage
+    size, ranks, stage = _size(job), job.learner.num_ranks, _zero_stage(job)
     trained = facts.num_parameters * (_LORA_FRACTION if job.model.lora else 1.0)
     weights = facts.num_parameters * size / (ranks if stage == 3 else 1)
     gradients = trained * 4 / (ranks if stage >= 2 else 1)
+    gradients += min(_REDUCE_BUCKET_ELEMENTS, trained) * size if stage >= 2 else 0
     master = 0 if size == 4 and stage == 0 else 4
     optimizer = trained * (master + 8) / (ranks if stage >= 1 else 1)
     on_device = weights + gradients + (0 if job.learner.offload_optimizer else optimizer)
@@ -60,37 +76,34 @@ def _learner_states(job: SftJob | GrpoJob, facts: ModelFacts) -> tuple[float, fl
 
 
 def _activations(job: SftJob | GrpoJob, facts: ModelFacts) -> float:
-    """Of one micro-batch: the layers' inputs, and one layer's inside (all layers' without checkpointing)."""
-    tokens, size = job.learner.micro_batch_tokens, 2 if job.model.dtype == "bfloat16" else 4
-    inside = tokens * (facts.hidden_size * 12 + facts.num_attention_heads * facts.head_dim * 4) * size
-    inside += tokens * 6 * _intermediate(facts) * size
-    kept = tokens * facts.hidden_size * size * facts.num_layers
-    layers = 1 if job.learner.gradient_checkpointing else facts.num_layers
-    return (kept + inside * layers) / GIB
-
-
-def _intermediate(facts: ModelFacts) -> float:
-    """Width of the feed-forward part, from the parameter count (exact for dense models)."""
-    attention = facts.hidden_size * facts.head_dim * (2 * facts.num_attention_heads + 2 * facts.num_key_value_heads)
-    per_layer = (facts.num_parameters - facts.embedding_parameters) / facts.num_layers
-    return min(8 * facts.hidden_size, max(0.0, per_layer - attention) / (3 * facts.hidden_size))
+    """Of one micro-batch: what all layers keep for the backward pass, and what one layer needs while it is computed."""
+    hidden, feed_forward = facts.hidden_size, facts.intermediate_size
+    queries, keys = facts.num_attention_heads * facts.head_dim, facts.num_key_value_heads * facts.head_dim
+    # With fused kernels; plain norms, rotary embeddings and activations keep about 1.6 times as much.
+    everything = 4 * hidden + 3 * queries + 3 * keys + 3 * feed_forward
+    products = 3 * hidden + 2 * queries + 2 * keys + 2 * feed_forward
+    kept = {"none": everything, "selective": products}.get(job.learner.gradient_checkpointing, hidden)
+    backward = everything + 3 * feed_forward + 4 * hidden
+    fused = 1.6 if job.learner.liger_kernel is False else 1.0
+    return job.learner.micro_batch_tokens * (kept * facts.num_layers + backward) * fused * _size(job) / GIB
 
 
 def _gathered(job: SftJob | GrpoJob, facts: ModelFacts) -> float:
     """Parameters that ZeRO-3 holds whole at once: the embeddings and two layers."""
-    if job.learner.zero_stage < 3 or job.learner.num_ranks == 1:
+    if _zero_stage(job) < 3 or job.learner.num_ranks == 1:
         return 0.0
-    size = 2 if job.model.dtype == "bfloat16" else 4
     layer = (facts.num_parameters - facts.embedding_parameters) / facts.num_layers
-    return (facts.embedding_parameters + 2 * layer) * size / GIB
+    return (facts.embedding_parameters + 2 * layer) * _size(job) / GIB
 
 
-def _logits(facts: ModelFacts) -> float:
-    return min(_LOGITS_GIB, facts.vocab_size * (4096 * 6 + facts.hidden_size * 4) / GIB)
+def _logits(job: SftJob | GrpoJob, facts: ModelFacts) -> float:
+    """A chunk of logits, and the head's gradient in float32 and in the model's precision."""
+    logits = min(_LOGITS_BYTES, facts.vocab_size * job.learner.micro_batch_tokens * _size(job))
+    return (logits + facts.vocab_size * facts.hidden_size * (4 + _size(job))) / GIB
 
 
 def _rollout(job: GrpoJob, facts: ModelFacts, *, device_gib: float, on_gpu: bool) -> float:
     if on_gpu:
         return job.rollout.gpu_memory_utilization * device_gib
-    weights = facts.num_parameters * (2 if job.model.dtype == "bfloat16" else 4) / GIB
+    weights = facts.num_parameters * _size(job) / GIB
     return (2 * weights + job.rollout.cpu_kv_cache_gib + _ENGINE_CPU_GIB) * job.rollout.num_workers

@@ -25,6 +25,8 @@ class ModelFacts:
     num_attention_heads: int
     num_key_value_heads: int
     head_dim: int
+    intermediate_size: int
+    """Width of the feed-forward part that one token goes through: of all its experts together in a mixture of experts."""
     vocab_size: int
     max_position_embeddings: int | None
 
@@ -86,6 +88,14 @@ def _facts_of(config_json: str) -> ModelFacts:
         num_attention_heads=heads,
         num_key_value_heads=getattr(config, "num_key_value_heads", None) or heads,
         head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        intermediate_size=_intermediate_size(config),
         vocab_size=config.vocab_size,
         max_position_embeddings=getattr(config, "max_position_embeddings", None),
     )
+
+
+def _intermediate_size(config: Any) -> int:
+    experts = getattr(config, "num_experts_per_tok", None)
+    if experts and (width := getattr(config, "moe_intermediate_size", None)):
+        return experts * width
+    return getattr(config, "intermediate_size", None) or 4 * config.hidden_size

@@ -17,6 +17,7 @@ from rlflow.errors import SpecError, UserError
 from rlflow.jobs.grpo import grpo_devices
 from rlflow.jobs.memory import MemoryEstimate, estimate_memory
 from rlflow.jobs.model_facts import ModelFacts, model_facts
+from rlflow.jobs.settle import settle
 from rlflow.jobs.sft import sft_devices
 from rlflow.jobs.static_checks import static_problems
 from rlflow.spec.jobs import GrpoJob, SftJob
@@ -39,6 +40,7 @@ class Plan:
     """What a job will do, before it does anything."""
 
     job: SftJob | GrpoJob
+    """With what the spec leaves to `auto` decided."""
     devices: Devices
     placement: DevicePlan | None
     facts: ModelFacts | None
@@ -101,7 +103,10 @@ def plan_job(job: SftJob | GrpoJob, devices: Devices, earlier_runs: Sequence[str
     memory = None
     if facts is not None:
         problems += _shape_problems(job, facts)
-        memory = estimate_memory(job, facts, on_gpu=devices.device == "gpu", device_gib=devices.memory_gib)
+    on_gpu = devices.device == "gpu"
+    job = settle(job, facts, on_gpu=on_gpu, device_gib=devices.memory_gib)
+    if facts is not None:
+        memory = estimate_memory(job, facts, on_gpu=on_gpu, device_gib=devices.memory_gib)
         problems += [] if too_many else _memory_problems(job, memory, devices)
     return Plan(job, devices, placement, facts, memory, list(dict.fromkeys(problems)))
 

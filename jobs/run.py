@@ -14,9 +14,10 @@ from rich.logging import RichHandler
 
 from rlflow.cluster.session import choose_device, connect, dashboard_url
 from rlflow.errors import RlflowError, SpecError, UserError
-from rlflow.jobs.checks import check_jobs, check_specs
+from rlflow.jobs.checks import check_jobs, check_specs, machine_devices
 from rlflow.jobs.context import JobContext, Machine
 from rlflow.jobs.grpo import run_grpo_job
+from rlflow.jobs.plan import plan_job
 from rlflow.jobs.ray_job import job_id
 from rlflow.jobs.sft import run_sft_job
 from rlflow.observe.journal import Journal
@@ -51,7 +52,7 @@ def _run_job(path: str, job: SftJob | GrpoJob, machine: Machine, console: Consol
     with run.lock():
         if not _is_finished(run, job):
             _open_run(run, path, job)
-            _train(run, job, machine, console)
+            _train(run, plan_job(job, machine_devices(machine)).job, machine, console)
     return _summary(run, job, time.time() - begin)
 
 

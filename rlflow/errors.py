@@ -33,7 +33,7 @@ class RolloutError(RlflowError):
 
 
 class EngineDied(RolloutError):
-    """A rollout engine's processes are gone; the worker that held it must be replaced."""
+    """A rollout engine failed for good; the worker that holds it must be replaced."""
 
 
 class LearnerError(RlflowError):

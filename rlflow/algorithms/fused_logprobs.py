@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-LOGITS_PER_CHUNK = 2**27
-"""Elements of the float32 logits that exist at once (512 MiB)."""
+CHUNK_BYTES = 2**29
+"""Size of the logits that exist at once, in the model's data type."""
 
 
 class TokenScores(NamedTuple):
@@ -43,54 +43,98 @@ class _FusedLogprobs(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         count = hidden_NH.shape[0]
         logprobs_N = hidden_NH.new_empty(count, dtype=torch.float32)
-        mean_N = torch.empty_like(logprobs_N)
-        entropy_N = torch.empty_like(logprobs_N)
-        normalizer_N = torch.empty_like(logprobs_N)
-        correct_N = torch.empty(count, dtype=torch.bool, device=hidden_NH.device)
-        for rows in _chunks(count, weight_VH.shape[0]):
-            logits = _scaled_logits(hidden_NH[rows], weight_VH, temperature)
-            normalizer = torch.logsumexp(logits, dim=-1)
-            target_logits = logits.gather(-1, targets_N[rows, None]).squeeze(-1)
-            logprobs_N[rows] = target_logits - normalizer
-            mean_N[rows] = logits.mean(dim=-1) - normalizer
-            correct_N[rows] = target_logits >= logits.amax(dim=-1)
-            normalizer_N[rows] = normalizer
-            probabilities = (logits - normalizer[:, None]).exp_()
-            entropy_N[rows] = normalizer - torch.linalg.vecdot(probabilities, logits)
-        ctx.save_for_backward(hidden_NH, weight_VH, targets_N, normalizer_N)
+        means_N, entropies_N, normalizers_N = (torch.empty_like(logprobs_N) for _ in range(3))
+        correct_N = torch.empty_like(logprobs_N, dtype=torch.bool)
+        statistics = _row_operations(hidden_NH).row_statistics
+        for rows in _chunks(hidden_NH, weight_VH):
+            statistics(
+                _logits(hidden_NH[rows], weight_VH),
+                targets_N[rows],
+                temperature,
+                logprobs_N=logprobs_N[rows],
+                means_N=means_N[rows],
+                entropies_N=entropies_N[rows],
+                normalizers_N=normalizers_N[rows],
+                correct_N=correct_N[rows],
+            )
+        ctx.save_for_backward(hidden_NH, weight_VH, targets_N, normalizers_N)
         ctx.temperature = temperature
-        ctx.mark_non_differentiable(entropy_N, correct_N)
-        ctx.set_materialize_grads(False)
-        return logprobs_N, mean_N, entropy_N, correct_N
+        ctx.mark_non_differentiable(entropies_N, correct_N)
+        return logprobs_N, means_N, entropies_N, correct_N
 
     @staticmethod
     @once_differentiable
-    def backward(
-        ctx: Any, grad_N: Tensor | None, grad_mean_N: Tensor | None, *_: None
-    ) -> tuple[Tensor | None, Tensor | None, None, None]:
-        hidden_NH, weight_VH, targets_N, normalizer_N = ctx.saved_tensors
-        grad_N = torch.zeros_like(normalizer_N) if grad_N is None else grad_N
-        total_N = grad_N if grad_mean_N is None else grad_N + grad_mean_N
+    def backward(ctx: Any, grads_N: Tensor, mean_grads_N: Tensor, *_: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        hidden_NH, weight_VH, targets_N, normalizers_N = ctx.saved_tensors
+        to_gradient = _row_operations(hidden_NH).logits_to_gradient
         grad_hidden = torch.empty_like(hidden_NH)
         grad_weight = weight_VH.new_zeros(weight_VH.shape, dtype=torch.float32) if ctx.needs_input_grad[1] else None
-        for rows in _chunks(hidden_NH.shape[0], weight_VH.shape[0]):
-            logits = _scaled_logits(hidden_NH[rows], weight_VH, ctx.temperature)
-            # d logp / d logits = onehot(target) - softmax; d mean / d logits = 1/V - softmax; both over the temperature
-            grad_logits = (logits - normalizer_N[rows, None]).exp_().mul_(-total_N[rows, None] / ctx.temperature)
-            grad_logits.scatter_add_(-1, targets_N[rows, None], grad_N[rows, None] / ctx.temperature)
-            if grad_mean_N is not None:
-                grad_logits += grad_mean_N[rows, None] / (ctx.temperature * weight_VH.shape[0])
-            grad_logits = grad_logits.to(hidden_NH.dtype)
-            grad_hidden[rows] = grad_logits @ weight_VH
+        for rows in _chunks(hidden_NH, weight_VH):
+            logits = _logits(hidden_NH[rows], weight_VH)
+            to_gradient(logits, targets_N[rows], normalizers_N[rows], grads_N[rows], mean_grads_N[rows], ctx.temperature)
+            torch.mm(logits, weight_VH, out=grad_hidden[rows])
             if grad_weight is not None:
-                grad_weight += grad_logits.T @ hidden_NH[rows]
+                _add_product(grad_weight, logits.T, hidden_NH[rows])
+            del logits
         return grad_hidden, None if grad_weight is None else grad_weight.to(weight_VH.dtype), None, None
 
 
-def _scaled_logits(hidden_NH: Tensor, weight_VH: Tensor, temperature: float) -> Tensor:
-    return (hidden_NH @ weight_VH.T).float().div_(temperature)
+def _row_operations(tensor: Tensor) -> Any:
+    """What is done to logits row by row: Triton kernels on a GPU, plain torch elsewhere."""
+    if tensor.is_cuda:
+        from rlflow.algorithms import logit_kernels
+
+        return logit_kernels
+    return _PlainRowOperations
 
 
-def _chunks(count: int, vocabulary: int) -> list[slice]:
-    size = max(1, LOGITS_PER_CHUNK // vocabulary)
+class _PlainRowOperations:
+    @staticmethod
+    def row_statistics(
+        logits_NV: Tensor,
+        targets_N: Tensor,
+        temperature: float,
+        *,
+        logprobs_N: Tensor,
+        means_N: Tensor,
+        entropies_N: Tensor,
+        normalizers_N: Tensor,
+        correct_N: Tensor,
+    ) -> None:
+        logits = logits_NV.float().div_(temperature)
+        normalizer_N = normalizers_N.copy_(torch.logsumexp(logits, dim=-1))
+        target_N = logits.gather(-1, targets_N[:, None]).squeeze(-1)
+        logprobs_N.copy_(target_N - normalizer_N)
+        means_N.copy_(logits.mean(dim=-1) - normalizer_N)
+        correct_N.copy_(target_N >= logits.amax(dim=-1))
+        probabilities = (logits - normalizer_N[:, None]).exp_()
+        entropies_N.copy_(normalizer_N - torch.linalg.vecdot(probabilities, logits))
+
+    @staticmethod
+    def logits_to_gradient(
+        logits_NV: Tensor, targets_N: Tensor, normalizers_N: Tensor, grads_N: Tensor, mean_grads_N: Tensor, temperature: float
+    ) -> None:
+        # d logp / d logits = onehot(target) - softmax; d mean / d logits = 1/V - softmax; both over the temperature
+        gradient = logits_NV.float().div_(temperature).sub_(normalizers_N[:, None]).exp_()
+        gradient.mul_(-(grads_N + mean_grads_N)[:, None])
+        gradient.scatter_add_(-1, targets_N[:, None], grads_N[:, None])
+        gradient += mean_grads_N[:, None] / logits_NV.shape[1]
+        logits_NV.copy_(gradient.div_(temperature))
+
+
+def _logits(hidden_NH: Tensor, weight_VH: Tensor) -> Tensor:
+    return hidden_NH @ weight_VH.T
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total += left right, with the float32 total as the matrix product's accumulator where there is one for 16-bit factors."""
+    if total.is_cuda and total.dtype != left.dtype:
+        torch.ops.aten.addmm.dtype_out(total, left, right, torch.float32, out=total)
+    else:
+        total += left @ right
+
+
+def _chunks(hidden_NH: Tensor, weight_VH: Tensor) -> list[slice]:
+    count = hidden_NH.shape[0]
+    size = max(1, CHUNK_BYTES // (weight_VH.shape[0] * hidden_NH.element_size()))
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]

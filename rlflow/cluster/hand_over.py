@@ -31,10 +31,11 @@ class HandOver:
         """Version of the weights that the samplers hold."""
         return self._weights.version
 
-    @property
-    def memory_gib(self) -> dict[str, float]:
-        """Device memory in use by phase, in GiB; empty on CPU."""
-        return self._residency.memory_gib
+    def metrics(self) -> dict[str, float]:
+        """Seconds of each kind of move since the last call, and the device memory in use by phase (nothing on CPU)."""
+        seconds, self._residency.seconds = self._residency.seconds, {}
+        memory = {f"gpu_memory_gib_{phase}": gib for phase, gib in self._residency.memory_gib.items()}
+        return {f"{kind}_seconds": spent for kind, spent in seconds.items()} | memory
 
     async def to_learning(self) -> None:
         """The learner's turn."""

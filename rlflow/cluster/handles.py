@@ -69,9 +69,8 @@ class HandOverHandle(Protocol):
         """Version the samplers hold."""
         ...
 
-    @property
-    def memory_gib(self) -> dict[str, float]:
-        """Device memory in use by phase, in GiB; empty on CPU."""
+    def metrics(self) -> dict[str, float]:
+        """Seconds of each kind of move since the last call, and device memory by phase."""
         ...
 
     async def to_learning(self) -> None:

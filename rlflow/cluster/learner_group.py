@@ -20,11 +20,12 @@ from rlflow.cluster.placement import Placement
 class LearnerGroup:
     """Calls every rank, and fails as a whole: if a rank dies, all are killed and `LearnerLost` is raised."""
 
-    def __init__(self, placement: Placement, plan: DevicePlan, setup: LearnerSetup) -> None:
+    def __init__(self, placement: Placement, plan: DevicePlan, setup: LearnerSetup, *, can_offload: bool = False) -> None:
         self._setup = setup
+        self.can_offload = can_offload
+        """Whether states leave the device for the rollout engines' turn."""
         self._ranks = [placement.start(LearnerActor, seat) for seat in plan.seats_of("learner")]
         self.buckets: tuple[Any, ...] = ()
-        self.can_offload = False
 
     @property
     def num_ranks(self) -> int:
@@ -39,7 +40,6 @@ class LearnerGroup:
             [rank.build.remote(self._setup, index, world_size, address) for index, rank in enumerate(self._ranks)]
         )
         self.buckets = built[0]
-        self.can_offload = await self._one(self._ranks[0].can_offload.remote())
 
     async def train_policy(
         self,
@@ -76,9 +76,13 @@ class LearnerGroup:
         """Free the send buffers."""
         await self._all("release_buffer")
 
-    async def move(self, residency: str) -> float:
-        """Move all ranks' states. Returns the first device's memory in use, in GiB."""
-        return (await self._all("move", residency))[0]
+    async def move(self, residency: str) -> None:
+        """Move all ranks' states."""
+        await self._all("move", residency)
+
+    async def memory_gib(self) -> float:
+        """Memory in use on the first rank's device by all processes, in GiB; 0 on CPU."""
+        return await self._one(self._ranks[0].memory_gib.remote())
 
     async def save(self, state: str, model: str, client_state: dict[str, Any]) -> None:
         """Write training state and model."""

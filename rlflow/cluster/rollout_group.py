@@ -43,7 +43,7 @@ class RolloutGroup:
         self._restarts_left = max_restarts + len(self._missing)  # the first start of each seat counts too
         self._last_error = ""
         self.workers: list[RolloutWorker] = []
-        self.can_sleep = False
+        self.can_sleep = setup.can_sleep
 
     @property
     def has_missing(self) -> bool:
@@ -108,7 +108,7 @@ class RolloutGroup:
         actor = self._placement.start(RolloutActor, seat, max_concurrency=1000)
         timeout_s = self._setup.rollout.startup_timeout_s
         try:
-            self.can_sleep = await asyncio.wait_for(_awaited(actor.start.remote(self._setup)), timeout_s)
+            await asyncio.wait_for(_awaited(actor.start.remote(self._setup)), timeout_s)
         except TimeoutError:
             ray.kill(actor)
             raise RolloutError(

@@ -27,15 +27,16 @@ class Segments:
     """int32 [S + 1]: starts of the S sequences, and T."""
     longest: int
     by_length: tuple[tuple[int, Tensor], ...]
-    """(length, positions int64 [n, length]) for each distinct length."""
+    """(length, positions int64 [n, length]) for each distinct length; empty on a GPU, whose kernel does not need it."""
 
     @classmethod
     def from_lengths(cls, lengths: Sequence[int], device: torch.device) -> "Segments":
         """Sequences of these lengths, one after the other."""
         starts = torch.tensor([0, *lengths]).cumsum(0)
         groups: dict[int, list[int]] = {}
-        for start, length in zip(starts.tolist(), lengths, strict=False):
-            groups.setdefault(length, []).append(start)
+        if device.type == "cpu":
+            for start, length in zip(starts.tolist(), lengths, strict=False):
+                groups.setdefault(length, []).append(start)
         by_length = tuple(
             (length, (torch.tensor(begin)[:, None] + torch.arange(length)).to(device)) for length, begin in groups.items()
         )

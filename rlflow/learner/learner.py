@@ -45,6 +45,8 @@ class Learner:
         keep_reference: bool = False,
         bucket_bytes: int | None = None,
     ) -> None:
+        if spec.zero_stage == "auto":  # the plan usually has decided by what fits
+            spec = spec.model_copy(update={"zero_stage": 3 if info.world_size > 1 else 1})
         self._spec, self._info, self._temperature = spec, info, temperature
         self.device = join_process_group(info, spec.timeout_s)
         torch.manual_seed(seed)
@@ -58,19 +60,14 @@ class Learner:
         if keep_reference:
             self._reference = AdapterReference(causal_lm) if model.lora else SwappedReference(self._policy)
         self.exporter = WeightExporter(causal_lm) if bucket_bytes is None else WeightExporter(causal_lm, bucket_bytes)
-        self._mover = StateMover(self._engine, self._policy, on_gpu=self.device.type == "cuda")
+        self._mover = StateMover(self._engine, self._policy)
         self.num_parameters = count_parameters(causal_lm)
 
     # ---- residency
 
-    @property
-    def can_offload(self) -> bool:
-        """Whether the states can leave the device."""
-        return self._mover.can_offload
-
-    def move(self, state: State) -> float:
-        """Bring the states to `offloaded`, `weights` or `full`; returns the device memory in use, in GiB."""
-        return self._mover.move(state)
+    def move(self, state: State) -> None:
+        """Bring the states to `offloaded`, `weights` or `full`."""
+        self._mover.move(state)
 
     # ---- training
 
@@ -239,11 +236,11 @@ def _describe(layout: dict[str, int]) -> str:
 
 def _load(model_path: str, model: ModelSpec, spec: LearnerSpec, config: dict[str, Any]) -> Any:
     if spec.zero_stage < 3:
-        return load_causal_lm(model_path, model, gradient_checkpointing=spec.gradient_checkpointing)
+        return load_causal_lm(model_path, model, spec)
     from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
     keep_alive = HfDeepSpeedConfig(config)  # transformers partitions weights while loading as long as this object lives
-    causal_lm = load_causal_lm(model_path, model, gradient_checkpointing=spec.gradient_checkpointing)
+    causal_lm = load_causal_lm(model_path, model, spec)
     causal_lm.rlflow_deepspeed_config = keep_alive
     return causal_lm
 
@@ -251,9 +248,23 @@ def _load(model_path: str, model: ModelSpec, spec: LearnerSpec, config: dict[str
 def _initialize(policy: PolicyModel, config: dict[str, Any], spec: LearnerSpec) -> Any:
     import deepspeed
 
+    if spec.zero_stage == 3:
+        _gather_whole_layers(policy.causal_lm[0])
     groups = trainable_parameters(policy, spec.optimizer.weight_decay)
     engine, *_ = deepspeed.initialize(model=policy, model_parameters=cast(Any, groups), config=config)
     return engine
+
+
+def _gather_whole_layers(causal_lm: Any) -> None:
+    """Let ZeRO-3 fetch and free a decoder layer at a time: its hooks around every linear layer and norm take longer than they
+    save, and a mixture of experts must not gather experts one by one.
+    """
+    from deepspeed.utils import set_z3_leaf_modules
+
+    names = set(causal_lm._no_split_modules or ())
+    classes = {type(module) for module in causal_lm.modules() if type(module).__name__ in names}
+    if classes:
+        set_z3_leaf_modules(causal_lm, list(classes))
 
 
 class _GradientClipper:

@@ -8,7 +8,10 @@ from typing import Any
 import torch
 
 from rlflow.errors import LearnerError, SpecError
+from rlflow.learner.activations import checkpoint_activations
 from rlflow.learner.attention import NAME, register
+from rlflow.learner.liger import use_liger_kernels
+from rlflow.spec.learner import LearnerSpec
 from rlflow.spec.model import LoraSpec, ModelSpec, RandomModelSpec
 
 
@@ -54,14 +57,15 @@ def create_random_model(spec: RandomModelSpec, dtype: str, tokenizer: Any, direc
         None,
     )
     torch.manual_seed(spec.seed)
-    model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
 
 
-def load_causal_lm(path: str, spec: ModelSpec, *, gradient_checkpointing: bool) -> Any:
+def load_causal_lm(path: str, model: ModelSpec, learner: LearnerSpec) -> Any:
     """A model for training, with adapters if the spec asks for them. Raises `LearnerError` if weights are missing.
 
     Under ZeRO stage 3 an `HfDeepSpeedConfig` must be alive: weights are then partitioned while they are loaded.
@@ -71,22 +75,26 @@ def load_causal_lm(path: str, spec: ModelSpec, *, gradient_checkpointing: bool) 
     register()
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         path,
-        revision=spec.revision,
-        dtype=getattr(torch, spec.dtype),
+        revision=model.revision,
+        dtype=getattr(torch, model.dtype),
         attn_implementation=NAME,
-        trust_remote_code=spec.trust_remote_code,
+        trust_remote_code=model.trust_remote_code,
         output_loading_info=True,
     )
-    model, info = loaded
+    causal_lm, info = loaded
     missing = [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]
     if missing:
         raise LearnerError(f"{path}: {len(missing)} weights are missing or have another shape, the first is {missing[0]}")
-    if gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return model if spec.lora is None else _add_adapters(model, spec.lora, gradient_checkpointing)
+    use_liger_kernels(causal_lm, learner.liger_kernel)
+    checkpoint_activations(causal_lm, learner.gradient_checkpointing)
+    if model.lora is None:
+        return causal_lm
+    if causal_lm.is_gradient_checkpointing:
+        causal_lm.enable_input_require_grads()
+    return _add_adapters(causal_lm, model.lora)
 
 
-def _add_adapters(model: Any, lora: LoraSpec, gradient_checkpointing: bool) -> Any:
+def _add_adapters(model: Any, lora: LoraSpec) -> Any:
     from peft import LoraConfig, get_peft_model
 
     targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
@@ -97,6 +105,4 @@ def _add_adapters(model: Any, lora: LoraSpec, gradient_checkpointing: bool) -> A
         target_modules=targets,
         task_type="CAUSAL_LM",
     )
-    if gradient_checkpointing:
-        model.enable_input_require_grads()
     return get_peft_model(model, config)

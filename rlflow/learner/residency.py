@@ -1,70 +1,124 @@
 """Moving a learner's states off its device and back."""
 
-import gc
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, UntypedStorage, nn
 
 State = Literal["offloaded", "weights", "full"]
+_GRADIENT_BUFFERS = ("grad_partitions_flat_buffer", "fp32_groups_gradients_flat")
+"""DeepSpeed's gradient memory that outlives a step (ZeRO-3; bf16 at ZeRO-1). Its content does not."""
 
 
 class StateMover:
     """Brings a DeepSpeed engine's states to one of three places.
 
-    full: everything on the device; weights: optimiser, master weights and gradients in pinned host memory; offloaded: this rank's
-    weights too. DeepSpeed moves the former (it insists on FusedAdam for that); the weights are moved here, because
-    `reload_states` knows all or nothing.
+    full: everything on the device; weights: optimiser states and master weights in host memory, gradients nowhere; offloaded:
+    this rank's weights in host memory too. A storage is emptied and filled again in place, so that every view of it stays
+    valid, at any ZeRO stage and with any optimiser. (DeepSpeed's own `offload_states` knows stage 3 with FusedAdam, and keeps
+    the flat buffer of the weights on the device.)
     """
 
-    def __init__(self, engine: Any, model: nn.Module, *, on_gpu: bool) -> None:
+    def __init__(self, engine: Any, model: nn.Module) -> None:
         self._engine = engine
         self._parameters: list[Any] = list(model.parameters())  # ZeRO-3 adds `ds_tensor`
-        self.can_offload = on_gpu and type(engine.optimizer).__name__.startswith("DeepSpeedZeroOptimizer_Stage3")
-        """Whether states can leave the device."""
-        self._state: State = "full"
-        self._mirrors: list[torch.Tensor] = []
+        self._device = self._parameters[0].device.type
+        self._weights, self._training, self._gradients = _Mirror(), _Mirror(), _Mirror(keeps_content=False)
 
-    def move(self, state: State) -> float:
-        """Go to `state`. Returns the device memory in use by all processes, in GiB."""
-        order = ("offloaded", "weights", "full")
-        while self._state != state:
-            position = order.index(self._state)
-            step = 1 if order.index(state) > position else -1
-            self._go(order[position + step])
-        gc.collect()
-        torch.cuda.empty_cache()
-        free, total = torch.cuda.mem_get_info()
-        return (total - free) / 2**30
-
-    def _go(self, state: State) -> None:
-        from deepspeed.runtime.zero.offload_config import OffloadStateTypeEnum as Kind
-
-        if (self._state, state) == ("full", "weights"):
+    def move(self, state: State) -> None:
+        """Go to `state`."""
+        if state != "full" and hasattr(self._engine.optimizer, "empty_partition_cache"):
             self._engine.optimizer.empty_partition_cache()
-            self._engine.offload_states(
-                include=[Kind.optim_states, Kind.hp_params, Kind.lp_grads, Kind.contiguous_grad_buffer],
-                non_blocking=False,
-            )
-        elif (self._state, state) == ("weights", "full"):
-            self._engine.reload_states()
-        elif (self._state, state) == ("weights", "offloaded"):
-            self._offload_weights()
+        self._place(self._gradients, self._gradient_tensors(), on_device=state == "full")
+        self._place(self._training, self._training_tensors(), on_device=state == "full")
+        self._place(self._weights, self._weight_tensors(), on_device=state != "offloaded")
+        if self._device == "cuda":
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+
+    def _place(self, mirror: "_Mirror", tensors: Iterable[Tensor], *, on_device: bool) -> None:
+        if on_device:
+            mirror.restore()
         else:
-            self._reload_weights()
-        self._state = state
+            mirror.take(tensor for tensor in tensors if tensor.device.type == self._device)
 
-    def _offload_weights(self) -> None:
-        shards = [parameter.ds_tensor for parameter in self._parameters]
-        if not self._mirrors:
-            self._mirrors = [torch.empty(s.shape, dtype=s.dtype, pin_memory=True) for s in shards]
-        for shard, mirror in zip(shards, self._mirrors, strict=True):
-            mirror.copy_(shard, non_blocking=True)
-        torch.cuda.synchronize()
-        for shard, mirror in zip(shards, self._mirrors, strict=True):
-            shard.data = mirror
+    def _weight_tensors(self) -> Iterator[Tensor]:
+        return (getattr(parameter, "ds_tensor", parameter.data) for parameter in self._parameters)
 
-    def _reload_weights(self) -> None:
-        for parameter, mirror in zip(self._parameters, self._mirrors, strict=True):
-            parameter.ds_tensor.data = mirror.to("cuda", non_blocking=True)
-        torch.cuda.synchronize()
+    def _training_tensors(self) -> Iterator[Tensor]:
+        """Moments, and what they belong to: the master weights (or in float32 at stage 0 the weights, which stay)."""
+        weights = {tensor.untyped_storage().data_ptr() for tensor in self._weight_tensors()}
+        for parameter, state in _torch_optimizer(self._engine.optimizer).state.items():
+            if parameter.untyped_storage().data_ptr() not in weights:
+                yield parameter
+            yield from (value for value in state.values() if isinstance(value, Tensor))
+
+    def _gradient_tensors(self) -> Iterator[Tensor]:
+        optimizer = self._engine.optimizer
+        for name in _GRADIENT_BUFFERS:
+            yield from _tensors(getattr(optimizer, name, None))
+        for bucket in getattr(optimizer, "ipg_buckets", {}).values():
+            yield from _tensors(bucket.buffer)
+
+
+class _Mirror:
+    """Host copies of device storages; while they are taken, the storages hold no memory."""
+
+    def __init__(self, *, keeps_content: bool = True) -> None:
+        self._keeps_content = keeps_content
+        self._taken: list[tuple[UntypedStorage, int]] = []
+        self._copies: list[Tensor] = []
+
+    def take(self, tensors: Iterable[Tensor]) -> None:
+        """Empty the tensors' storages, unless they are taken."""
+        if self._taken:
+            return
+        storages = {storage.data_ptr(): storage for t in tensors if (storage := t.untyped_storage()).nbytes()}
+        self._taken = [(storage, storage.nbytes()) for storage in storages.values()]
+        if self._keeps_content:
+            self._copy_to_host()
+        for storage, _ in self._taken:
+            storage.resize_(0)
+
+    def restore(self) -> None:
+        """Give the storages their memory back, with their content or zeros."""
+        for index, (storage, num_bytes) in enumerate(self._taken):
+            storage.resize_(num_bytes)
+            if self._keeps_content:
+                _bytes_of(storage).copy_(self._copies[index], non_blocking=True)
+            else:
+                _bytes_of(storage).zero_()
+        self._taken = []
+
+    def _copy_to_host(self) -> None:
+        if [copy.numel() for copy in self._copies] != [num_bytes for _, num_bytes in self._taken]:
+            self._copies = [_pinned(num_bytes) for _, num_bytes in self._taken]
+        for copy, (storage, _) in zip(self._copies, self._taken, strict=True):
+            copy.copy_(_bytes_of(storage), non_blocking=True)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+
+
+def _torch_optimizer(optimizer: Any) -> torch.optim.Optimizer:
+    return getattr(optimizer, "optimizer", optimizer)
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    return [tensor for tensor in value or () if isinstance(tensor, Tensor)]
+
+
+def _bytes_of(storage: UntypedStorage) -> Tensor:
+    return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
+
+
+def _pinned(num_bytes: int) -> Tensor:
+    """Page-locked memory of exactly this size, until the process ends. (torch's allocator rounds up to powers of two.)"""
+    memory = torch.empty(num_bytes, dtype=torch.uint8)
+    if torch.cuda.is_available():
+        status = torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), num_bytes, 0)
+        if int(status) != 0:
+            raise MemoryError(f"{num_bytes / 2**30:.1f} GiB of host memory could not be page-locked: CUDA error {int(status)}")
+    return memory

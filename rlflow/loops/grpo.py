@@ -50,14 +50,16 @@ class GrpoLoop:
             clock.move("generate", "reward", sampled.reward_seconds)
             check_failures(sampled.groups, self.spec.reward_pool.failure_threshold, self.journal.note)
             batch = plan_policy_batch([group.scored() for group in sampled.groups], self._batch_settings())
-            with clock.phase("learn"):
+            with clock.phase("hand_over"):
                 await self.hand_over.to_learning()
+            with clock.phase("learn"):
                 metrics = await self._train(step, batch, sampled)
-            with clock.phase("sync"):
+            with clock.phase("hand_over"):
                 await self.hand_over.to_sampling()
+            moves = self.hand_over.metrics()
+            clock.move("hand_over", "sync", moves.pop("sync_seconds", 0.0))
             self.state = LoopState(step, self.state.cursor + len(rows), self.hand_over.weight_version)
-            metrics |= sampling_metrics(sampled.groups, batch) | {"weight_version": version}
-            metrics |= {f"gpu_memory_gib_{phase}": gib for phase, gib in self.hand_over.memory_gib.items()}
+            metrics |= sampling_metrics(sampled.groups, batch) | moves | {"weight_version": version}
             await self._finish_step(clock, sampled, batch, metrics)
 
     def _say_what_is_not_measured(self) -> None:

@@ -37,6 +37,11 @@ METRICS: dict[str, str] = {
     "generate_seconds": "time in which completions were sampled, seconds",
     "reward_seconds": "time in which the loop waited for rewards alone, seconds",
     "learn_seconds": "time of the learner's passes and optimiser step, seconds",
+    "hand_over_seconds": "time in which engines and learner changed places on the devices, without the sync, seconds",
+    "sleep_seconds": "part of hand_over_seconds: engines free their memory, seconds",
+    "reload_seconds": "part of hand_over_seconds: the learner's states come back to the device, seconds",
+    "offload_seconds": "part of hand_over_seconds: the learner's states leave the device, seconds",
+    "wake_seconds": "part of hand_over_seconds: engines take memory, seconds",
     "sync_seconds": "time in which weights moved from learner to sampler, seconds",
     "checkpoint_seconds": "time in which a checkpoint was written, seconds",
     "eval_seconds": "time of the evaluation that followed this step, seconds",
@@ -48,7 +53,7 @@ METRICS: dict[str, str] = {
 PATTERNS: dict[str, str] = {
     r"reward_[a-z0-9_]+_mean": "mean of one reward, unweighted, over the samples that have it",
     r"eval_[a-z0-9_]+": "a figure of the held-out evaluation",
-    r"gpu_memory_gib_[a-z0-9_]+": "highest GPU memory in use during one phase, over the devices, GiB",
+    r"gpu_memory_gib_[a-z0-9_]+": "memory in use on the first GPU by all processes, at the end of a phase, GiB",
 }
 """Families of names (full-match regular expressions) and their meaning."""
 

@@ -11,60 +11,79 @@ import numpy as np
 
 from rlflow.errors import EngineDied, RolloutError, WeightSyncError
 from rlflow.rollout.completions import Completion, CompletionGroup, GroupRequest
+from rlflow.rollout.engine_thread import EngineThread
 from rlflow.rollout.shared_memory import forget_shared_memory
 from rlflow.spec.rollout import RolloutSpec
 from rlflow.weights.buckets import Bucket
 from rlflow.weights.buffers import BufferHandle
 
 _RECEIVER = "rlflow.rollout.receiver.WeightReceiver"
-_SHUTDOWN_TIMEOUT_S = 0.5
-"""Time for the engine's processes to end by themselves (about 5 s would be needed); killed ones leave nothing behind either."""
-_LIVENESS_INTERVAL_S = 1.0
 _SLEEP_LEVEL = 2
 """Level 2 drops weights and KV cache; every wake is followed by a full sync."""
 
 
 class RolloutEngine:
-    """One AsyncLLM engine with dummy weights at first: it samples only after the first weight sync."""
+    """One vLLM engine in this process, with dummy weights at first: it samples only after the first weight sync.
 
-    def __init__(self, engine: Any, spec: RolloutSpec, stop_token_ids: list[int], *, can_sleep: bool) -> None:
+    In the process because vLLM's engine process costs a fifth of the throughput on an H100, and seconds at the start. An engine
+    over several GPUs has a process for each.
+    """
+
+    def __init__(self, engine: EngineThread, spec: RolloutSpec, stop_token_ids: list[int]) -> None:
         self._engine, self._spec, self._stop_token_ids = engine, spec, stop_token_ids
-        self.can_sleep = can_sleep
-        """Whether the engine can free its device memory (a capability of the platform)."""
         self.weight_version: int | None = None
         """Version of the loaded weights; None while there are none to sample with."""
         self._request_ids = itertools.count()
 
     @classmethod
-    def start(cls, model_path: str, spec: RolloutSpec, *, dtype: str, max_model_tokens: int, seed: int) -> "RolloutEngine":
-        """Start the engine's processes; takes tens of seconds. Call it inside a running event loop."""
-        on_gpu = _prepare_environment(spec)
-        from vllm import AsyncEngineArgs
-        from vllm.v1.engine.async_llm import AsyncLLM
+    async def start(
+        cls,
+        model_path: str,
+        spec: RolloutSpec,
+        *,
+        dtype: str,
+        max_model_tokens: int,
+        seed: int,
+        can_sleep: bool = False,
+        num_threads: int | None = None,
+    ) -> "RolloutEngine":
+        """Start vLLM; takes tens of seconds.
 
-        arguments = AsyncEngineArgs(
-            **{
-                "model": model_path,
-                "dtype": dtype,
-                "seed": seed,
-                "load_format": "dummy",
-                "max_model_len": max_model_tokens,
-                "max_num_seqs": spec.max_num_seqs,
-                "tensor_parallel_size": spec.tensor_parallel_size,
-                "gpu_memory_utilization": spec.gpu_memory_utilization,
-                "enforce_eager": spec.enforce_eager or not on_gpu,
-                "enable_sleep_mode": on_gpu,
-                "enable_prefix_caching": True,
-                "logprobs_mode": "processed_logprobs",
-                "generation_config": "vllm",
-                "worker_extension_cls": _RECEIVER,
-                "disable_log_stats": True,
-                **spec.engine,
-            }
-        )
-        engine = AsyncLLM.from_engine_args(arguments)
+        `can_sleep`: be able to free the device memory (GPUs only); `num_threads`: CPU threads it computes with.
+        """
+        on_gpu = _prepare_environment(spec)
+        arguments = {
+            "model": model_path,
+            "dtype": dtype,
+            "seed": seed,
+            "load_format": "dummy",
+            "max_model_len": max_model_tokens,
+            "max_num_seqs": spec.max_num_seqs,
+            "tensor_parallel_size": spec.tensor_parallel_size,
+            "gpu_memory_utilization": spec.gpu_memory_utilization,
+            "enforce_eager": spec.enforce_eager or not on_gpu,
+            "enable_sleep_mode": can_sleep,
+            "enable_prefix_caching": True,
+            "logprobs_mode": "processed_logprobs",
+            "generation_config": "vllm",
+            "worker_extension_cls": _RECEIVER,
+            "disable_log_stats": True,
+            **spec.engine,
+        }
+
+        def create() -> Any:
+            import torch
+            from vllm import EngineArgs
+            from vllm.v1.engine.llm_engine import LLMEngine
+
+            if num_threads is not None:
+                torch.set_num_threads(num_threads)  # of this thread, which computes
+            return LLMEngine.from_engine_args(EngineArgs(**arguments))
+
+        engine = EngineThread(create)
+        await engine.started()
         forget_shared_memory(os.getpid())
-        return cls(engine, spec, _stop_token_ids(model_path), can_sleep=on_gpu)
+        return cls(engine, spec, _stop_token_ids(model_path))
 
     # ---- sampling
 
@@ -88,39 +107,20 @@ class RolloutEngine:
         )
 
     async def _final_output(self, request: GroupRequest) -> Any:
-        """vLLM's last output for the request, in a task of its own: a dying engine may cancel it, or forget it for good."""
-        stream = asyncio.ensure_future(self._last_of_stream(request))
+        prompt = {"prompt_token_ids": request.prompt_ids.tolist()}
+        request_id = f"{request.prompt_id}-{next(self._request_ids)}"
         try:
             async with asyncio.timeout(self._spec.generate_timeout_s):
-                while not stream.done() and not self._engine.errored:
-                    await asyncio.wait({stream}, timeout=_LIVENESS_INTERVAL_S)
+                return await self._engine.generate(request_id, prompt, self._sampling(request))
         except TimeoutError:
             raise RolloutError(
                 f"prompt {request.prompt_id} took longer than rollout.generate_timeout_s = {self._spec.generate_timeout_s:g} s"
             ) from None
-        finally:
-            if not stream.done():
-                stream.cancel()
-                await asyncio.wait({stream}, timeout=_LIVENESS_INTERVAL_S)
-        return self._checked_output(request, stream)
-
-    async def _last_of_stream(self, request: GroupRequest) -> Any:
-        prompt = {"prompt_token_ids": request.prompt_ids.tolist()}
-        request_id = f"{request.prompt_id}-{next(self._request_ids)}"
-        output = None
-        async for update in self._engine.generate(prompt, self._sampling(request), request_id):
-            output = update
-        return output
-
-    def _checked_output(self, request: GroupRequest, stream: asyncio.Future[Any]) -> Any:
-        error = None if stream.cancelled() else stream.exception()
-        if error is not None and not self._engine.errored:
+        except EngineDied:
+            raise
+        except Exception as error:
             message = f"prompt {request.prompt_id} was refused by the engine: {type(error).__name__}: {error}"
             raise RolloutError(message) from error
-        # Nobody here aborts requests: an engine that is told to end does.
-        if stream.cancelled() or error is not None or any(s.finish_reason == "abort" for s in stream.result().outputs):
-            raise EngineDied(f"the engine died while it sampled prompt {request.prompt_id}") from error
-        return stream.result()
 
     def _sampling(self, request: GroupRequest) -> Any:
         from vllm import SamplingParams
@@ -148,15 +148,15 @@ class RolloutEngine:
     async def sleep(self) -> None:
         """Free the device memory of weights and KV cache."""
         self.weight_version = None
-        await self._engine.sleep(level=_SLEEP_LEVEL)
+        await self._engine.call(lambda engine: engine.sleep(_SLEEP_LEVEL))
 
     async def wake_weights(self) -> None:
         """Take memory for the weights; they are garbage until the next sync."""
-        await self._engine.wake_up(tags=["weights"])
+        await self._engine.call(lambda engine: engine.wake_up(["weights"]))
 
     async def wake_cache(self) -> None:
         """Take memory for the KV cache."""
-        await self._engine.wake_up(tags=["kv_cache"])
+        await self._engine.call(lambda engine: engine.wake_up(["kv_cache"]))
 
     # ---- weight sync
 
@@ -172,23 +172,19 @@ class RolloutEngine:
     async def finish_update(self, version: int) -> None:
         """All buckets have been sent: finish loading, and forget prefixes cached under older weights."""
         await self._update_rpc("rlflow_finish_update")
-        if not await self._engine.reset_prefix_cache():
+        if not await self._engine.call(lambda engine: engine.reset_prefix_cache()):
             raise WeightSyncError("the prefix cache could not be reset: requests were running during a weight sync")
         self.weight_version = version
 
     async def _update_rpc(self, method: str, *arguments: bytes) -> None:
         try:
-            await self._engine.collective_rpc(method, args=arguments)
+            await self._engine.call(lambda engine: engine.collective_rpc(method, args=arguments))
         except Exception as error:  # whatever went wrong in a worker, the weights are now unusable
             raise WeightSyncError(f"{method} failed in the rollout engine: {error}") from error
 
-    async def memory_gib(self) -> float:
-        """Device memory of the engine's first worker, in GiB; 0 on CPU."""
-        return (await self._engine.collective_rpc("rlflow_memory_gib"))[0]
-
     def close(self) -> None:
-        """Stop the engine's processes."""
-        self._engine.shutdown(timeout=_SHUTDOWN_TIMEOUT_S)
+        """Stop the engine."""
+        self._engine.close()
 
 
 def _prepare_environment(spec: RolloutSpec) -> bool:
@@ -202,6 +198,7 @@ def _prepare_environment(spec: RolloutSpec) -> bool:
         os.environ.setdefault("VLLM_CPU_CI_ENV", "1")
         # The engine is eager here, and yet the first request for log-probabilities would compile a kernel (5 to 20 s).
         os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     return on_gpu

@@ -3,7 +3,6 @@
 vLLM mixes this class into its worker; every method is prefixed `rlflow_` because a name that the worker has too stops the engine.
 """
 
-import gc
 import pickle
 from typing import Any
 
@@ -51,14 +50,6 @@ class WeightReceiver:
         self._rlflow_buffers = {}
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-            gc.collect()
-
-    def rlflow_memory_gib(self) -> float:
-        """Device memory in use on this worker's GPU (all processes), in GiB."""
-        if not torch.cuda.is_available():
-            return 0.0
-        free, total = torch.cuda.mem_get_info()
-        return (total - free) / 2**30
 
     def _rlflow_model(self) -> Any:
         return self.model_runner.model

@@ -63,6 +63,9 @@ class GrpoJob(_JobSpec):
     """The reward workers."""
     grpo: GrpoSpec = GrpoSpec()
     """The objective."""
+    residency: Literal["auto", "turns", "together"] = "auto"
+    """Engines sleep and the learner is offloaded by turns, or both stay on the GPU (together); auto: together if the plan's
+    estimate says that both fit. Without GPUs both always stay."""
     prompts_per_step: int = Field(default=8, ge=1)
     """Prompts sampled for a step; with `rollout.num_generations` completions each."""
 

@@ -38,8 +38,9 @@ class LearnerSpec(Spec):
 
     num_ranks: int = Field(default=1, ge=1)
     """Processes of the group; one GPU each where there are GPUs."""
-    zero_stage: Literal[0, 1, 2, 3] = 3
-    """ZeRO stage (Rajbhandari et al. 2020): what is partitioned over the ranks. 3: parameters too."""
+    zero_stage: Literal["auto", 0, 1, 2, 3] = "auto"
+    """ZeRO stage (Rajbhandari et al. 2020): what is partitioned over the ranks. 1: the optimiser, 2: gradients, 3: parameters.
+    auto: 1 if that fits in memory by the plan's estimate, else 3; a single rank partitions nothing, and 3 only slows it down."""
     offload_optimizer: bool = False
     """Keep the optimiser's states in host memory and update there, all the time."""
     optimizer: OptimizerSpec = OptimizerSpec()
@@ -52,8 +53,11 @@ class LearnerSpec(Spec):
     """Most tokens through a rank's model at once (a longer sequence goes alone). Changes speed and memory, not the result."""
     packing: bool = True
     """Lay a micro-batch out as one row without padding (attention stays inside each sequence), or as padded rows."""
-    gradient_checkpointing: bool = True
-    """Recompute activations in the backward pass."""
+    gradient_checkpointing: Literal["auto", "full", "selective", "none"] = "auto"
+    """Activations recomputed in the backward pass: a layer's all (full), all but its matrix products and attention (selective),
+    or none; auto: as few as fit in memory by the plan's estimate (see `rlflow plan`)."""
+    liger_kernel: bool | Literal["auto"] = "auto"
+    """Liger's fused kernels for norms, rotary embeddings and SwiGLU; auto: on GPUs, where it is installed and knows the model."""
     timeout_s: float = Field(default=1800.0, gt=0)
     """Limit of one collective operation between ranks, in seconds."""
 

@@ -48,6 +48,14 @@ def device_key() -> str:
     return "cpu"
 
 
+def device_memory_gib() -> float:
+    """Memory in use on this process's GPU by all processes, in GiB; 0 on CPU."""
+    if not torch.cuda.is_available():
+        return 0.0
+    free, total = torch.cuda.mem_get_info()
+    return (total - free) / 2**30
+
+
 def allocate(num_bytes: int) -> SendBuffer:
     """A send buffer on this process's device."""
     return _CudaBuffer(num_bytes) if torch.cuda.is_available() else _HostBuffer(num_bytes)

@@ -148,7 +148,6 @@ def rollout_engine(model: str, spec: Any, *, max_model_tokens: int) -> Iterator[
     try:
         worker.receive(START_TIMEOUT_S)
         processes, shared = process_group(worker.pid), _shared_memory_of(worker.pid)
-        assert len(processes) > 1, "the engine runs in processes of its own"
         yield worker
         processes, shared = processes | process_group(worker.pid), shared | _shared_memory_of(worker.pid)
         worker.close()
@@ -205,7 +204,7 @@ def _open_rank(rank: int, world_size: int, port: int) -> Any:
 async def _open_engine(model: str, spec: Any, max_model_tokens: int) -> Any:
     from rlflow.rollout.engine import RolloutEngine
 
-    return RolloutEngine.start(model, spec, dtype="float32", max_model_tokens=max_model_tokens, seed=0)
+    return await RolloutEngine.start(model, spec, dtype="float32", max_model_tokens=max_model_tokens, seed=0)
 
 
 def _free_port() -> int:

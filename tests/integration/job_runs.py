@@ -41,7 +41,7 @@ DATA = {
     "max_prompt_tokens": 32,
     "max_tokens": 48,
 }
-LEARNER = {"gradient_checkpointing": False, "micro_batch_tokens": 1024, "optimizer": {"learning_rate": 0.003}}
+LEARNER = {"gradient_checkpointing": "none", "micro_batch_tokens": 1024, "optimizer": {"learning_rate": 0.003}}
 
 
 def sft_spec(**changes):

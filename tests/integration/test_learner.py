@@ -44,7 +44,9 @@ class Case:
     packing: bool = True
     zero_stage: Any = 3
     loss_type: str = "dapo"
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: Any = "none"
+    moves: bool = False
+    """Whether the states leave and come back between any two calls."""
     dtype: Any = "float32"
 
     @property
@@ -138,11 +140,17 @@ def test_other_loss_types(models, groups, expected, loss_type):
         check(Case(models.tied, ranks, loss_type=loss_type), groups, expected)
 
 
+@pytest.mark.parametrize("mode", ["full", "selective"])
 @pytest.mark.parametrize(("tying", "packing"), [("tied", True), ("untied", False)])
-def test_gradient_checkpointing_changes_nothing(models, groups, expected, tying, packing):
-    case = Case(getattr(models, tying), packing=packing, gradient_checkpointing=True)
+def test_gradient_checkpointing_changes_nothing(models, groups, expected, tying, packing, mode):
+    case = Case(getattr(models, tying), packing=packing, gradient_checkpointing=mode)
     for ranks in (1, 2):
         check(replace(case, ranks=ranks), groups, expected)
+
+
+@pytest.mark.parametrize(("ranks", "stage"), [(1, 3), (2, 3), (1, 2), (2, 1)])
+def test_states_that_left_and_came_back_train_on(models, groups, expected, ranks, stage):
+    check(Case(models.tied, ranks, zero_stage=stage, moves=True), groups, expected)
 
 
 def test_more_ranks_than_sequences_pad_with_nothing(models, groups):
@@ -236,8 +244,26 @@ def train(rank: Rank, case: Case) -> Training:
         old |= learner.score(step, batch.sequences)
         reference |= learner.score(step, batch.sequences, reference=True)
     known = {"old": old, "reference": reference}
-    metrics = [learner.train_step(step, batch.sequences, LOSS, learning_rate=LEARNING_RATE, **known) for step in steps]
+    metrics = []
+    for step in steps:
+        if case.moves:
+            move_away_and_back(learner)
+        metrics.append(learner.train_step(step, batch.sequences, LOSS, learning_rate=LEARNING_RATE, **known))
+    if case.moves:
+        learner.move("weights")  # as at a weight sync
     return Training(metrics, rank.weights())
+
+
+def move_away_and_back(learner: Any) -> None:
+    """Every way from one place to another."""
+    parameter = next(learner._policy.parameters())
+    weights = getattr(parameter, "ds_tensor", parameter.data).untyped_storage()
+    for state, holds_weights in {"weights": True, "offloaded": False, "full": True}.items():
+        learner.move(state)
+        assert bool(weights.nbytes()) == holds_weights
+    learner.move("offloaded")
+    learner.move("weights")
+    learner.move("full")
 
 
 def train_on_one_sequence(rank: Rank, model: str) -> dict[str, float]:

@@ -138,12 +138,11 @@ async def lost_bucket_shows(engine: RolloutEngine, model_path: str, lost: int) -
 
 async def sync_and_compare_without_reset(engine: RolloutEngine, model_path: str, seed: int) -> Difference:
     """The same with an engine that keeps its prefix cache."""
-    vllm_engine = engine._engine
-    vllm_engine.reset_prefix_cache = _pretend_to_reset
+    await engine._engine.call(lambda vllm: setattr(vllm, "reset_prefix_cache", lambda: True))
     try:
         return await sync_and_compare(engine, model_path, 1, seed)
     finally:
-        del vllm_engine.reset_prefix_cache
+        await engine._engine.call(lambda vllm: delattr(vllm, "reset_prefix_cache"))
 
 
 async def sync_from_a_closed_buffer(engine: RolloutEngine, model_path: str) -> str:
@@ -167,10 +166,6 @@ async def sample(engine: RolloutEngine) -> list[CompletionGroup]:
     tasks = [asyncio.ensure_future(engine.generate(request)) for request in requests]
     await asyncio.wait(tasks)  # all of them: none may be left running when one fails
     return [task.result() for task in tasks]
-
-
-async def _pretend_to_reset() -> bool:
-    return True
 
 
 def _perturbed(model_path: str, seed: int) -> Any:

@@ -7,6 +7,7 @@ from rlflow.algorithms import fused_logprobs as module
 from rlflow.algorithms.fused_logprobs import fused_logprobs
 
 N, H, V = 23, 8, 37
+FLOAT_BYTES = 4
 
 
 def problem(dtype=torch.float32, seed=0):
@@ -82,7 +83,7 @@ def test_chunks_change_nothing(monkeypatch, tokens_per_chunk):
     hidden_NH, weight_VH, targets_N = problem()
     whole = fused_logprobs(hidden_NH, weight_VH, targets_N, 0.9)
     whole_gradients = gradients(whole.logprobs_N, hidden_NH, weight_VH)
-    monkeypatch.setattr(module, "LOGITS_PER_CHUNK", tokens_per_chunk * V)
+    monkeypatch.setattr(module, "CHUNK_BYTES", tokens_per_chunk * V * FLOAT_BYTES)
     chunked = fused_logprobs(hidden_NH, weight_VH, targets_N, 0.9)
     torch.testing.assert_close(tuple(chunked), tuple(whole), rtol=1e-5, atol=5e-5)
     torch.testing.assert_close(gradients(chunked.logprobs_N, hidden_NH, weight_VH), whole_gradients, rtol=1e-5, atol=1e-5)
@@ -90,7 +91,7 @@ def test_chunks_change_nothing(monkeypatch, tokens_per_chunk):
 
 def test_a_vocabulary_larger_than_a_chunk_goes_token_by_token(monkeypatch):
     hidden_NH, weight_VH, targets_N = problem()
-    monkeypatch.setattr(module, "LOGITS_PER_CHUNK", V - 1)
+    monkeypatch.setattr(module, "CHUNK_BYTES", (V - 1) * FLOAT_BYTES)
     scores = fused_logprobs(hidden_NH, weight_VH, targets_N, 1.0)
     expected_N = plain(hidden_NH, weight_VH, targets_N, 1.0)[0]
     torch.testing.assert_close(scores.logprobs_N.double(), expected_N, rtol=1e-5, atol=1e-5)
@@ -98,15 +99,15 @@ def test_a_vocabulary_larger_than_a_chunk_goes_token_by_token(monkeypatch):
 
 def test_the_logits_of_all_tokens_never_exist_at_once(monkeypatch):
     hidden_NH, weight_VH, targets_N = problem()
-    monkeypatch.setattr(module, "LOGITS_PER_CHUNK", 4 * V)
-    sizes, scaled_logits = [], module._scaled_logits
+    monkeypatch.setattr(module, "CHUNK_BYTES", 4 * V * FLOAT_BYTES)
+    sizes, compute_logits = [], module._logits
 
     def record(*arguments):
-        logits = scaled_logits(*arguments)
+        logits = compute_logits(*arguments)
         sizes.append(logits.numel())
         return logits
 
-    monkeypatch.setattr(module, "_scaled_logits", record)
+    monkeypatch.setattr(module, "_logits", record)
     logprobs_N = fused_logprobs(hidden_NH, weight_VH, targets_N, 1.0).logprobs_N
     saved = sum(tensor.numel() for tensor in logprobs_N.grad_fn.saved_tensors)
     logprobs_N.sum().backward()

@@ -7,6 +7,7 @@ from safetensors.torch import load_file, save_file
 from rlflow.data.characters import build_character_tokenizer
 from rlflow.errors import LearnerError, SpecError
 from rlflow.learner.load_model import create_random_model, load_causal_lm, model_config, packaged_shapes
+from rlflow.spec.learner import LearnerSpec
 from rlflow.spec.model import LoraSpec, ModelSpec, RandomModelSpec
 
 CHARACTERS = "0123456789+="
@@ -79,11 +80,11 @@ def test_missing_weights_are_an_error(directory):
     save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
     spec = ModelSpec(path=str(directory), dtype="float32")
     with pytest.raises(LearnerError, match=r"1 weights are missing .* model\.layers\.0\.self_attn\.q_proj\.weight"):
-        load_causal_lm(str(directory), spec, gradient_checkpointing=False)
+        load_causal_lm(str(directory), spec, LearnerSpec(gradient_checkpointing="none"))
 
 
 def test_adapters_leave_the_head_alone(directory):
     spec = ModelSpec(path=str(directory), dtype="float32", lora=LoraSpec(rank=2))
-    model = load_causal_lm(str(directory), spec, gradient_checkpointing=True)
+    model = load_causal_lm(str(directory), spec, LearnerSpec(gradient_checkpointing="full"))
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert len(trained) == 2 * 7 and all(".lora_" in name and "lm_head" not in name for name in trained)

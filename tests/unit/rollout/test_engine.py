@@ -17,11 +17,14 @@ class BrokenEngine:
     def __init__(self, *, workers_fail: bool) -> None:
         self._workers_fail = workers_fail
 
-    async def collective_rpc(self, method: str, args: tuple[bytes, ...]) -> None:
+    async def call(self, function):
+        return function(self)
+
+    def collective_rpc(self, method: str, args: tuple[bytes, ...]) -> None:
         if self._workers_fail:
             raise RuntimeError("shapes do not match")
 
-    async def reset_prefix_cache(self) -> bool:
+    def reset_prefix_cache(self) -> bool:
         return False
 
 
@@ -51,13 +54,13 @@ def test_logprobs_that_are_not_numbers_are_an_error():
 
 
 def test_sampling_without_weights_is_refused():
-    engine = RolloutEngine(None, RolloutSpec(), [], can_sleep=False)
+    engine = RolloutEngine(None, RolloutSpec(), [])
     with pytest.raises(RolloutError, match="before its first weight sync"):
         asyncio.run(engine.generate(GroupRequest(0, 0, np.arange(3), 1)))
 
 
 def test_a_failure_in_a_worker_is_a_sync_error_and_leaves_no_weights():
-    engine = RolloutEngine(BrokenEngine(workers_fail=True), RolloutSpec(), [], can_sleep=False)
+    engine = RolloutEngine(BrokenEngine(workers_fail=True), RolloutSpec(), [])
     engine.weight_version = 3
     with pytest.raises(WeightSyncError, match="rlflow_begin_update failed in the rollout engine: shapes do not match"):
         asyncio.run(engine.begin_update())
@@ -65,7 +68,7 @@ def test_a_failure_in_a_worker_is_a_sync_error_and_leaves_no_weights():
 
 
 def test_a_prefix_cache_in_use_fails_the_sync():
-    engine = RolloutEngine(BrokenEngine(workers_fail=False), RolloutSpec(), [], can_sleep=False)
+    engine = RolloutEngine(BrokenEngine(workers_fail=False), RolloutSpec(), [])
     with pytest.raises(WeightSyncError, match="prefix cache could not be reset"):
         asyncio.run(engine.finish_update(4))
     assert engine.weight_version is None

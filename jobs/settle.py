@@ -1,0 +1,56 @@
+"""What a spec leaves to `auto` and the plan decides."""
+
+from itertools import product
+
+from rlflow.jobs.memory import estimate_memory
+from rlflow.jobs.model_facts import ModelFacts
+from rlflow.spec.jobs import GrpoJob, SftJob
+
+_RESIDENCIES = ("together", "turns")
+_CHECKPOINTING = ("none", "selective", "full")
+_MARGIN = 0.9
+"""Share of a device that a choice may fill by the estimate."""
+
+
+def settle(job: SftJob | GrpoJob, facts: ModelFacts | None, *, on_gpu: bool, device_gib: float) -> SftJob | GrpoJob:
+    """The job with `residency`, `learner.zero_stage` and `learner.gradient_checkpointing` decided: the fastest that fit, else the
+    most frugal.
+
+    Keeping engines and learner on the device comes first, then parameters whole, then activations. An unknown model gets the
+    most frugal.
+    """
+    choices = [
+        _with(job, *choice) for choice in product(_residencies(job, on_gpu=on_gpu), _zero_stages(job), _checkpointing(job))
+    ]
+    if facts is None:
+        return choices[-1]
+    for choice in choices:
+        if estimate_memory(choice, facts, on_gpu=on_gpu, device_gib=device_gib).peak <= _MARGIN * device_gib:
+            return choice
+    return choices[-1]
+
+
+def _residencies(job: SftJob | GrpoJob, *, on_gpu: bool) -> tuple[str, ...]:
+    if not isinstance(job, GrpoJob):
+        return ("",)
+    if not on_gpu:
+        return ("together",)
+    return _RESIDENCIES if job.residency == "auto" else (job.residency,)
+
+
+def _checkpointing(job: SftJob | GrpoJob) -> tuple[str, ...]:
+    mode = job.learner.gradient_checkpointing
+    return _CHECKPOINTING if mode == "auto" else (mode,)
+
+
+def _zero_stages(job: SftJob | GrpoJob) -> tuple[int, ...]:
+    stage = job.learner.zero_stage
+    if stage != "auto":
+        return (stage,)
+    return (1, 3) if job.learner.num_ranks > 1 else (1,)
+
+
+def _with(job: SftJob | GrpoJob, residency: str, zero_stage: int, checkpointing: str) -> SftJob | GrpoJob:
+    learner = job.learner.model_copy(update={"zero_stage": zero_stage, "gradient_checkpointing": checkpointing})
+    settled = job.model_copy(update={"learner": learner})
+    return settled.model_copy(update={"residency": residency}) if residency else settled

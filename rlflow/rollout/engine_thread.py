@@ -1,0 +1,116 @@
+"""A vLLM engine in a thread of this process: it steps while there are requests, and does other things between two steps."""
+
+import asyncio
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+from rlflow.errors import EngineDied
+
+
+@dataclass(frozen=True, slots=True)
+class _Command:
+    run: Callable[[Any], Any]
+    done: Future[Any]
+
+
+class EngineThread:
+    """Owns the engine; nothing else touches it.
+
+    An exception inside a step leaves the engine in an unknown state: it is dead, and everything asked of it, then and later,
+    fails with `EngineDied`.
+    """
+
+    def __init__(self, create: Callable[[], Any]) -> None:
+        """`create` builds the engine, in its thread; `started` waits for it."""
+        self._commands: queue.SimpleQueue[_Command | None] = queue.SimpleQueue()
+        self._outputs: dict[str, Future[Any]] = {}
+        self._created: Future[None] = Future()
+        self._death: BaseException | None = None
+        threading.Thread(target=self._run, args=(create,), name="vllm-engine", daemon=True).start()
+
+    async def started(self) -> None:
+        """Wait until the engine can be used. Raises what its construction raised."""
+        await asyncio.wrap_future(self._created)
+
+    async def call(self, function: Callable[[Any], Any]) -> Any:
+        """`function(engine)`, run between two steps."""
+        done: Future[Any] = Future()
+        self._commands.put(_Command(function, done))
+        return await asyncio.wrap_future(done)
+
+    async def generate(self, request_id: str, prompt: Any, sampling: Any) -> Any:
+        """The request's final output. If the caller is cancelled, the request is aborted."""
+        output: Future[Any] = Future()
+
+        def add(engine: Any) -> None:
+            engine.add_request(request_id, prompt, sampling)
+            self._outputs[request_id] = output
+
+        try:
+            await self.call(add)
+            return await asyncio.wrap_future(output)
+        except asyncio.CancelledError:
+            self._commands.put(_Command(lambda engine: engine.abort_request([request_id]), Future()))
+            raise
+
+    def close(self) -> None:
+        """Stop the engine after the present step."""
+        self._commands.put(None)
+
+    def _run(self, create: Callable[[], Any]) -> None:
+        try:
+            engine = create()
+        except BaseException as error:
+            self._created.set_exception(error)
+            return
+        self._created.set_result(None)
+        while self._do_commands(engine):
+            self._step(engine)
+        engine.engine_core.shutdown()
+
+    def _do_commands(self, engine: Any) -> bool:
+        """Everything asked for by now; waits if there is nothing else to do. False: the engine is to stop."""
+        while not self._commands.empty() or not self._is_busy(engine):
+            command = self._commands.get()
+            if command is None:
+                return False
+            self._do(command, engine)
+        return True
+
+    def _is_busy(self, engine: Any) -> bool:
+        return self._death is None and engine.has_unfinished_requests()
+
+    def _do(self, command: _Command, engine: Any) -> None:
+        if not command.done.set_running_or_notify_cancel():
+            return
+        if self._death is not None:
+            command.done.set_exception(self._obituary())
+            return
+        try:
+            command.done.set_result(command.run(engine))
+        except BaseException as error:
+            command.done.set_exception(error)
+
+    def _step(self, engine: Any) -> None:
+        try:
+            for output in engine.step():
+                if output.finished and (waiting := self._outputs.pop(output.request_id, None)):
+                    _deliver(waiting, output)
+        except BaseException as error:
+            self._death = error
+            for waiting in self._outputs.values():
+                if waiting.set_running_or_notify_cancel():
+                    waiting.set_exception(self._obituary())
+            self._outputs.clear()
+
+    def _obituary(self) -> EngineDied:
+        return EngineDied(f"the engine died: {type(self._death).__name__}: {self._death}")
+
+
+def _deliver(waiting: Future[Any], output: Any) -> None:
+    if waiting.set_running_or_notify_cancel():
+        waiting.set_result(output)

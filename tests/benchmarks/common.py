@@ -1,0 +1,61 @@
+"""What the benchmarks share: random models of a shape, FLOP counts, running parts in processes of their own, tables."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+PEAK_TFLOPS = 989.0
+"""Dense bfloat16 peak of an H100 SXM (data sheet)."""
+
+
+def random_model(shape: str, tokenizer: str, directory: Path) -> str:
+    """A model directory with random bfloat16 weights of a packaged shape (or a config.json), made once."""
+    if not (directory / "config.json").is_file():
+        from transformers import AutoTokenizer
+
+        from rlflow.learner.load_model import create_random_model
+        from rlflow.spec.model import RandomModelSpec
+
+        spec = RandomModelSpec(config=shape, tokenizer=tokenizer)
+        create_random_model(spec, "bfloat16", AutoTokenizer.from_pretrained(tokenizer), directory)
+    return str(directory)
+
+
+def training_flops_per_token(model: str, length: int) -> float:
+    """6 x parameters in matrix products + causal attention inside segments of `length` tokens; recomputation not counted."""
+    config = json.loads((Path(model) / "config.json").read_text())
+    hidden, layers, heads = config["hidden_size"], config["num_hidden_layers"], config["num_attention_heads"]
+    queries, keys = heads * config["head_dim"], config["num_key_value_heads"] * config["head_dim"]
+    layer = hidden * (2 * queries + 2 * keys) + 3 * hidden * config["intermediate_size"]
+    return 6 * (layers * layer + hidden * config["vocab_size"]) + 6 * layers * queries * length
+
+
+def run_part(script: str, arguments: Sequence[str], timeout_s: float = 600) -> dict[str, Any]:
+    """Run `script` with `--part` arguments in a process of its own; its last line of output is JSON."""
+    command = [sys.executable, script, *arguments]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=timeout_s, check=False)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    if done.returncode or not lines:
+        return {"error": f"exit code {done.returncode}"}
+    return json.loads(lines[-1])
+
+
+def report(title: str, results: Sequence[dict[str, Any]], out: Path | None) -> None:
+    """Print a table, one row a result, and write the same as JSON."""
+    names = list(dict.fromkeys(name for result in results for name in result))
+    table = Table(*names, title=title)
+    for result in results:
+        table.add_row(*(_cell(result.get(name)) for name in names))
+    Console(width=200).print(table)
+    if out:
+        out.write_text(json.dumps(list(results), indent=2))
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)

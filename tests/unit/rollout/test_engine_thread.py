@@ -1,0 +1,133 @@
+"""The thread around a vLLM engine, with an engine whose steps the test decides."""
+
+import asyncio
+import queue
+from types import SimpleNamespace
+
+import pytest
+
+from rlflow.errors import EngineDied
+from rlflow.rollout.engine_thread import EngineThread
+
+
+class ScriptedEngine:
+    """Finishes requests in the steps it is told to."""
+
+    def __init__(self):
+        self.requests, self.aborted, self.log = [], [], []
+        self.steps = queue.SimpleQueue()
+        self.engine_core = SimpleNamespace(shutdown=lambda: self.log.append("shutdown"))
+
+    def add_request(self, request_id, prompt, sampling):
+        if prompt == "too long":
+            raise ValueError("the prompt is too long")
+        self.requests.append(request_id)
+
+    def abort_request(self, request_ids):
+        self.aborted += request_ids
+        self.requests = [r for r in self.requests if r not in request_ids]
+
+    def has_unfinished_requests(self):
+        return bool(self.requests)
+
+    def step(self):
+        finished = self.steps.get(timeout=10)
+        if isinstance(finished, Exception):
+            raise finished
+        self.requests = [r for r in self.requests if r not in finished]
+        return [SimpleNamespace(request_id=r, finished=r in finished) for r in [*self.requests, *finished]]
+
+
+def run(scenario):
+    async def within():
+        engine = ScriptedEngine()
+        thread = EngineThread(lambda: engine)
+        await thread.started()
+        try:
+            await asyncio.wait_for(scenario(engine, thread), 20)
+        finally:
+            thread.close()
+
+    asyncio.run(within())
+
+
+def test_outputs_come_as_they_finish():
+    async def scenario(engine, thread):
+        first, second = (asyncio.create_task(thread.generate(name, "prompt", None)) for name in "ab")
+        while len(engine.requests) < 2:
+            engine.steps.put([])
+            await asyncio.sleep(0)
+        engine.steps.put(["b"])
+        assert (await second).request_id == "b"
+        assert not first.done()
+        engine.steps.put(["a"])
+        assert (await first).request_id == "a"
+
+    run(scenario)
+
+
+def test_calls_run_between_steps_and_their_errors_are_the_callers():
+    async def scenario(engine, thread):
+        running = asyncio.create_task(thread.generate("a", "prompt", None))
+        called = asyncio.create_task(thread.call(lambda engine: list(engine.requests)))
+        engine.steps.put([])
+        assert await called == ["a"]
+        failing = asyncio.create_task(thread.call(lambda engine: 1 / 0))
+        engine.steps.put([])
+        with pytest.raises(ZeroDivisionError):
+            await failing
+        engine.steps.put(["a"])
+        assert (await running).finished
+
+    run(scenario)
+
+
+def test_a_refused_request_leaves_the_others_alone():
+    async def scenario(engine, thread):
+        with pytest.raises(ValueError, match="too long"):
+            await thread.generate("a", "too long", None)
+        engine.steps.put(["b"])
+        assert (await thread.generate("b", "prompt", None)).finished
+
+    run(scenario)
+
+
+def test_a_cancelled_request_is_aborted():
+    async def scenario(engine, thread):
+        running = asyncio.create_task(thread.generate("a", "prompt", None))
+        while not engine.requests:
+            await asyncio.sleep(0)
+        running.cancel()
+        engine.steps.put([])
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        engine.steps.put([])
+        await thread.call(lambda engine: None)
+        assert engine.aborted == ["a"]
+
+    run(scenario)
+
+
+def test_a_failed_step_is_the_end_for_everyone():
+    async def scenario(engine, thread):
+        running = asyncio.create_task(thread.generate("a", "prompt", None))
+        engine.steps.put(RuntimeError("out of memory"))
+        with pytest.raises(EngineDied, match="the engine died: RuntimeError: out of memory"):
+            await running
+        with pytest.raises(EngineDied):
+            await thread.generate("b", "prompt", None)
+        with pytest.raises(EngineDied):
+            await thread.call(lambda engine: None)
+
+    run(scenario)
+
+
+def test_an_engine_that_does_not_start_says_why():
+    def fail():
+        raise ValueError("no such model")
+
+    async def scenario():
+        await EngineThread(fail).started()
+
+    with pytest.raises(ValueError, match="no such model"):
+        asyncio.run(scenario())
