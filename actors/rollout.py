@@ -84,4 +84,4 @@ class RolloutActor:
     async def close(self) -> None:
         """Stop the engine."""
         if self._engine is not None:
-            self._engine.close()
+            await self._engine.close()

@@ -10,6 +10,8 @@ _CONTEXT_GIB = 0.8
 """CUDA context, NCCL and kernels of one process."""
 _ASLEEP_GIB = 1.4
 """What a sleeping engine keeps on its GPU: context, CUDA graphs."""
+_ENGINE_GPU_GIB = 4.5
+"""A vLLM engine's context, CUDA graphs and activations."""
 _ENGINE_CPU_GIB = 1.5
 """A vLLM engine's processes without weights and cache, on CPU."""
 _LEARNER_CPU_GIB = 1.2
@@ -102,8 +104,17 @@ def _logits(job: SftJob | GrpoJob, facts: ModelFacts) -> float:
     return (logits + facts.vocab_size * facts.hidden_size * (4 + _size(job))) / GIB
 
 
+def engine_gib(job: GrpoJob, facts: ModelFacts) -> float:
+    """What an engine needs on each of its GPUs: weights, a KV cache for the sequences it decodes at once, and vLLM's own."""
+    sequences = min(job.rollout.max_num_seqs, job.prompts_per_step * job.rollout.num_generations)
+    tokens = sequences * (job.data.max_prompt_tokens + job.rollout.max_completion_tokens)
+    cache = tokens * 2 * facts.num_layers * facts.num_key_value_heads * facts.head_dim * _size(job)
+    return (facts.num_parameters * _size(job) + cache) / job.rollout.tensor_parallel_size / GIB + _ENGINE_GPU_GIB
+
+
 def _rollout(job: GrpoJob, facts: ModelFacts, *, device_gib: float, on_gpu: bool) -> float:
     if on_gpu:
-        return job.rollout.gpu_memory_utilization * device_gib
+        share = job.rollout.gpu_memory_utilization
+        return engine_gib(job, facts) if share == "auto" else share * device_gib
     weights = facts.num_parameters * _size(job) / GIB
     return (2 * weights + job.rollout.cpu_kv_cache_gib + _ENGINE_CPU_GIB) * job.rollout.num_workers

@@ -1,20 +1,22 @@
 """What a spec leaves to `auto` and the plan decides."""
 
+import math
 from itertools import product
 
-from rlflow.jobs.memory import estimate_memory
+from rlflow.jobs.memory import engine_gib, estimate_memory
 from rlflow.jobs.model_facts import ModelFacts
 from rlflow.spec.jobs import GrpoJob, SftJob
 
 _RESIDENCIES = ("together", "turns")
 _CHECKPOINTING = ("none", "selective", "full")
+_LARGEST_SHARE = 0.85
+"""Of a device, for an engine."""
 _MARGIN = 0.9
 """Share of a device that a choice may fill by the estimate."""
 
 
 def settle(job: SftJob | GrpoJob, facts: ModelFacts | None, *, on_gpu: bool, device_gib: float) -> SftJob | GrpoJob:
-    """The job with `residency`, `learner.zero_stage` and `learner.gradient_checkpointing` decided: the fastest that fit, else the
-    most frugal.
+    """The job with residency, the engine's memory, ZeRO stage and checkpointing decided: the fastest that fit, or the most frugal.
 
     Keeping engines and learner on the device comes first, then parameters whole, then activations. An unknown model gets the
     most frugal.
@@ -24,6 +26,8 @@ def settle(job: SftJob | GrpoJob, facts: ModelFacts | None, *, on_gpu: bool, dev
     ]
     if facts is None:
         return choices[-1]
+    if on_gpu:
+        choices = [_with_engine_memory(choice, facts, device_gib) for choice in choices]
     for choice in choices:
         if estimate_memory(choice, facts, on_gpu=on_gpu, device_gib=device_gib).peak <= _MARGIN * device_gib:
             return choice
@@ -54,3 +58,10 @@ def _with(job: SftJob | GrpoJob, residency: str, zero_stage: int, checkpointing:
     learner = job.learner.model_copy(update={"zero_stage": zero_stage, "gradient_checkpointing": checkpointing})
     settled = job.model_copy(update={"learner": learner})
     return settled.model_copy(update={"residency": residency}) if residency else settled
+
+
+def _with_engine_memory(job: SftJob | GrpoJob, facts: ModelFacts, device_gib: float) -> SftJob | GrpoJob:
+    if not isinstance(job, GrpoJob) or job.rollout.gpu_memory_utilization != "auto" or device_gib == math.inf:
+        return job
+    share = min(engine_gib(job, facts) / device_gib, _LARGEST_SHARE)
+    return job.model_copy(update={"rollout": job.rollout.model_copy(update={"gpu_memory_utilization": round(share, 3)})})

@@ -18,6 +18,9 @@ from rlflow.weights.buckets import Bucket
 from rlflow.weights.buffers import BufferHandle
 
 _RECEIVER = "rlflow.rollout.receiver.WeightReceiver"
+_UNKNOWN_SHARE = 0.45
+"""Of the GPU's memory, where the plan could not estimate what the engine needs."""
+_SHUTDOWN_TIMEOUT_S = 10.0
 _SLEEP_LEVEL = 2
 """Level 2 drops weights and KV cache; every wake is followed by a full sync."""
 
@@ -60,7 +63,7 @@ class RolloutEngine:
             "max_model_len": max_model_tokens,
             "max_num_seqs": spec.max_num_seqs,
             "tensor_parallel_size": spec.tensor_parallel_size,
-            "gpu_memory_utilization": spec.gpu_memory_utilization,
+            "gpu_memory_utilization": _UNKNOWN_SHARE if spec.gpu_memory_utilization == "auto" else spec.gpu_memory_utilization,
             "enforce_eager": spec.enforce_eager or not on_gpu,
             "enable_sleep_mode": can_sleep,
             "enable_prefix_caching": True,
@@ -182,9 +185,9 @@ class RolloutEngine:
         except Exception as error:  # whatever went wrong in a worker, the weights are now unusable
             raise WeightSyncError(f"{method} failed in the rollout engine: {error}") from error
 
-    def close(self) -> None:
-        """Stop the engine."""
-        self._engine.close()
+    async def close(self) -> None:
+        """Stop the engine, and its processes if it has any."""
+        await self._engine.close(_SHUTDOWN_TIMEOUT_S)
 
 
 def _prepare_environment(spec: RolloutSpec) -> bool:

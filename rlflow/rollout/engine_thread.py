@@ -29,6 +29,7 @@ class EngineThread:
         self._commands: queue.SimpleQueue[_Command | None] = queue.SimpleQueue()
         self._outputs: dict[str, Future[Any]] = {}
         self._created: Future[None] = Future()
+        self._stopped: Future[None] = Future()
         self._death: BaseException | None = None
         threading.Thread(target=self._run, args=(create,), name="vllm-engine", daemon=True).start()
 
@@ -57,9 +58,10 @@ class EngineThread:
             self._commands.put(_Command(lambda engine: engine.abort_request([request_id]), Future()))
             raise
 
-    def close(self) -> None:
-        """Stop the engine after the present step."""
+    async def close(self, timeout_s: float) -> None:
+        """Stop the engine after the present step, and wait for its end."""
         self._commands.put(None)
+        await asyncio.wait({asyncio.wrap_future(self._stopped)}, timeout=timeout_s)
 
     def _run(self, create: Callable[[], Any]) -> None:
         try:
@@ -70,7 +72,10 @@ class EngineThread:
         self._created.set_result(None)
         while self._do_commands(engine):
             self._step(engine)
-        engine.engine_core.shutdown()
+        try:
+            engine.engine_core.shutdown()
+        finally:
+            self._stopped.set_result(None)
 
     def _do_commands(self, engine: Any) -> bool:
         """Everything asked for by now; waits if there is nothing else to do. False: the engine is to stop."""

@@ -1,6 +1,6 @@
 """How completions are sampled."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -28,8 +28,9 @@ class RolloutSpec(Spec):
     """Strings that end a completion, beside the model's end-of-turn token."""
     sampler_logprobs: Literal["auto", "all", "sample", "none"] = "auto"
     """Groups with the sampler's log-probabilities: all, one in eight (`sample`) or none; auto: all if the loss needs them."""
-    gpu_memory_utilization: float = Field(default=0.45, gt=0, le=1)
-    """Fraction of a GPU's memory for an engine's weights and KV cache while it samples."""
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | Literal["auto"] = "auto"
+    """Fraction of a GPU's memory for an engine while it samples; auto: what its weights and a KV cache for all sequences of a
+    step that it decodes at once need by the plan's estimate."""
     max_num_seqs: int = Field(default=256, ge=1)
     """Most sequences an engine decodes at once."""
     enforce_eager: bool = False

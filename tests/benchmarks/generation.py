@@ -107,7 +107,7 @@ async def _run_rlflow(arguments: Any, model: str, options: dict[str, Any]) -> di
         groups = await asyncio.gather(*(engine.generate(request) for request in requests))
         await engine._engine.call(lambda vllm: vllm.reset_prefix_cache())
         rates.append(sum(len(c.token_ids) for g in groups for c in g.completions) / (time.perf_counter() - begin))
-    engine.close()
+    await engine.close()
     return _figures(start, rates)
 
 

@@ -32,6 +32,7 @@ def main() -> None:
     parser.add_argument("--zero-stage", type=int, nargs="+", default=[3])
     parser.add_argument("--peer", action="store_true", help="run TRL too")
     parser.add_argument("--scratch", type=Path, default=Path("/tmp/rlflow-benchmarks"))
+    parser.add_argument("--profile", type=Path, help="write where a step's time goes on the GPU")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--part", help="internal: run one part here")
     arguments = parser.parse_args()
@@ -59,6 +60,7 @@ def _run(arguments: Any, own: dict[str, str]) -> dict[str, Any]:
         "--rows": arguments.rows,
         "--micro-batch-tokens": arguments.micro_batch_tokens,
         "--scratch": arguments.scratch,
+        **({"--profile": arguments.profile} if arguments.profile else {}),
     }
     return run_part(__file__, [str(word) for pair in (shared | own).items() for word in pair])
 
@@ -101,6 +103,8 @@ def run_rlflow(arguments: Any) -> dict[str, float]:
 
     seconds = timed(train)
     result = throughput(model, arguments, seconds)
+    if arguments.profile:
+        write_profile(train, arguments.profile)
     if torch.cuda.is_available():
         result |= {
             "allocated_gib": torch.cuda.max_memory_allocated() / 2**30,
@@ -157,6 +161,18 @@ def run_trl(arguments: Any) -> dict[str, float]:
     trainer.train()
     result = throughput(model_path, arguments, times[WARM_UP:])
     return result | {"reserved_gib": torch.cuda.max_memory_reserved() / 2**30}
+
+
+def write_profile(step: Any, file: Path) -> None:
+    """GPU kernels and CPU operations by time."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+        step()
+    averages = profiler.key_averages()
+    orders = ("self_cuda_time_total", "self_cpu_time_total")
+    tables = [averages.table(sort_by=order, row_limit=40, max_name_column_width=90) for order in orders]
+    file.write_text("\n\n".join(tables))
 
 
 def timed(step: Any) -> list[float]:

@@ -180,7 +180,9 @@ async def _serve_tasks(pipe: Any, open_context: Callable[..., Any], arguments: t
                 return
             await _answer(pipe, function, context, *arguments)
     finally:
-        context.close()
+        closing = context.close()
+        if inspect.isawaitable(closing):
+            await closing
 
 
 async def _answer(pipe: Any, function: Callable[..., Any], *arguments: Any, reply: bool = True) -> Any:

@@ -46,7 +46,8 @@ def run(scenario):
         try:
             await asyncio.wait_for(scenario(engine, thread), 20)
         finally:
-            thread.close()
+            await thread.close(10)
+            assert engine.log == ["shutdown"]
 
     asyncio.run(within())
 
