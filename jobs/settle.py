@@ -16,13 +16,13 @@ _MARGIN = 0.9
 
 
 def settle(job: SftJob | GrpoJob, facts: ModelFacts | None, *, on_gpu: bool, device_gib: float) -> SftJob | GrpoJob:
-    """The job with residency, the engine's memory, ZeRO stage and checkpointing decided: the fastest that fit, or the most frugal.
+    """A job with residency, engine memory, ZeRO stage and checkpointing decided: the fastest that fit, or else the frugal.
 
-    Keeping engines and learner on the device comes first, then parameters whole, then activations. An unknown model gets the
-    most frugal.
+    Keeping engines and learner on the device comes first, then activations, then parameters and gradients whole. An unknown model
+    gets the most frugal.
     """
     choices = [
-        _with(job, *choice) for choice in product(_residencies(job, on_gpu=on_gpu), _zero_stages(job), _checkpointing(job))
+        _with(job, *choice) for choice in product(_residencies(job, on_gpu=on_gpu), _checkpointing(job), _zero_stages(job))
     ]
     if facts is None:
         return choices[-1]
@@ -51,10 +51,10 @@ def _zero_stages(job: SftJob | GrpoJob) -> tuple[int, ...]:
     stage = job.learner.zero_stage
     if stage != "auto":
         return (stage,)
-    return (1, 3) if job.learner.num_ranks > 1 else (1,)
+    return (1, 2, 3) if job.learner.num_ranks > 1 else (1,)
 
 
-def _with(job: SftJob | GrpoJob, residency: str, zero_stage: int, checkpointing: str) -> SftJob | GrpoJob:
+def _with(job: SftJob | GrpoJob, residency: str, checkpointing: str, zero_stage: int) -> SftJob | GrpoJob:
     learner = job.learner.model_copy(update={"zero_stage": zero_stage, "gradient_checkpointing": checkpointing})
     settled = job.model_copy(update={"learner": learner})
     return settled.model_copy(update={"residency": residency}) if residency else settled

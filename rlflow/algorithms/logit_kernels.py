@@ -1,3 +1,4 @@
+# pyright: reportCallIssue=false, reportOperatorIssue=false
 """Triton kernels over a chunk of logits: all statistics in one read, and the gradient in place of the logits."""
 
 import triton

@@ -1,8 +1,8 @@
 """Attention over packed rows: each sequence of a row attends to itself only, without a mask of T x T.
 
 Registered with transformers under the name `rlflow`. On CUDA it calls torch's variable-length attention, or cuDNN's for
-sequences of one length; on CPU it runs scaled-dot-product attention once for each distinct length. Padded rows need no mask either: rows are padded on the
-right, so causal attention never looks at padding.
+sequences of one length; on CPU it runs scaled-dot-product attention once for each distinct length. Padded rows need no mask
+either: rows are padded on the right, so causal attention never looks at padding.
 """
 
 from collections.abc import Sequence

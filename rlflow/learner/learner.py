@@ -45,8 +45,11 @@ class Learner:
         keep_reference: bool = False,
         bucket_bytes: int | None = None,
     ) -> None:
-        if spec.zero_stage == "auto":  # the plan usually has decided by what fits
-            spec = spec.model_copy(update={"zero_stage": 3 if info.world_size > 1 else 1})
+        stage = spec.zero_stage
+        if stage == "auto":  # usually the plan has decided, by what fits
+            stage = 3 if info.world_size > 1 else 1
+            spec = spec.model_copy(update={"zero_stage": stage})
+        self._zero_stage: int = stage
         self._spec, self._info, self._temperature = spec, info, temperature
         self.device = join_process_group(info, spec.timeout_s)
         torch.manual_seed(seed)
@@ -136,7 +139,7 @@ class Learner:
             with torch.no_grad():
                 yield
         finally:
-            if self._spec.zero_stage == 3:
+            if self._zero_stage == 3:
                 self._engine.optimizer.empty_partition_cache()
 
     def _build(self, micro_batch: MicroBatch, sequences: Mapping[int, TrainSequence], step: StepPlan) -> MicroBatchTensors:
@@ -217,7 +220,7 @@ class Learner:
         return {name: state[name] for name in state["client_state_names"]}
 
     def _layout(self) -> dict[str, int]:
-        return {"num_ranks": self._info.world_size, "zero_stage": self._spec.zero_stage}
+        return {"num_ranks": self._info.world_size, "zero_stage": self._zero_stage}
 
     def save_model(self, directory: Path, tokenizer: Any) -> None:
         """Write the weights as a transformers model directory."""
@@ -235,7 +238,7 @@ def _describe(layout: dict[str, int]) -> str:
 
 
 def _load(model_path: str, model: ModelSpec, spec: LearnerSpec, config: dict[str, Any]) -> Any:
-    if spec.zero_stage < 3:
+    if spec.zero_stage != 3:
         return load_causal_lm(model_path, model, spec)
     from transformers.integrations.deepspeed import HfDeepSpeedConfig
 

@@ -20,7 +20,9 @@ def use_liger_kernels(model: Any, wanted: bool | Literal["auto"]) -> bool:
         if wanted is True:
             raise LearnerError(f"learner.liger_kernel: {obstacle}")
         return False
-    from liger_kernel.transformers.monkey_patch import _apply_liger_kernel_to_instance
+    from liger_kernel.transformers.monkey_patch import (  # pyright: ignore[reportMissingImports]  (GPU machines have it)
+        _apply_liger_kernel_to_instance,
+    )
 
     _apply_liger_kernel_to_instance(model, cross_entropy=False, fused_linear_cross_entropy=False)
     return True
@@ -31,6 +33,8 @@ def _obstacle(model_type: str) -> str | None:
         return "the kernels need a GPU"
     if find_spec("liger_kernel") is None:
         return "the package liger-kernel is not installed"
-    from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
+    from liger_kernel.transformers.monkey_patch import (  # pyright: ignore[reportMissingImports]
+        MODEL_TYPE_TO_APPLY_LIGER_FN,
+    )
 
     return None if model_type in MODEL_TYPE_TO_APPLY_LIGER_FN else f"there are none for model type {model_type}"

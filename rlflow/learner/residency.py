@@ -114,11 +114,15 @@ def _bytes_of(storage: UntypedStorage) -> Tensor:
     return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
 
 
+def _cudart() -> Any:
+    return torch.cuda.cudart()
+
+
 def _pinned(num_bytes: int) -> Tensor:
     """Page-locked memory of exactly this size, until the process ends. (torch's allocator rounds up to powers of two.)"""
     memory = torch.empty(num_bytes, dtype=torch.uint8)
     if torch.cuda.is_available():
-        status = torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), num_bytes, 0)
+        status = _cudart().cudaHostRegister(memory.data_ptr(), num_bytes, 0)
         if int(status) != 0:
             raise MemoryError(f"{num_bytes / 2**30:.1f} GiB of host memory could not be page-locked: CUDA error {int(status)}")
     return memory

@@ -40,7 +40,7 @@ class LearnerSpec(Spec):
     """Processes of the group; one GPU each where there are GPUs."""
     zero_stage: Literal["auto", 0, 1, 2, 3] = "auto"
     """ZeRO stage (Rajbhandari et al. 2020): what is partitioned over the ranks. 1: the optimiser, 2: gradients, 3: parameters.
-    auto: 1 if that fits in memory by the plan's estimate, else 3; a single rank partitions nothing, and 3 only slows it down."""
+    auto: the lowest that fits by the plan's estimate; a single rank partitions nothing, and 3 only slows it down."""
     offload_optimizer: bool = False
     """Keep the optimiser's states in host memory and update there, all the time."""
     optimizer: OptimizerSpec = OptimizerSpec()

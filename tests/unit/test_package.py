@@ -48,7 +48,7 @@ BELOW_MODULE = {"cluster.handles": {"algorithms", "rollout.completions"}, "rollo
 THIRD_PARTY = {
     "errors": set(),
     "spec": {"pydantic", "yaml"},
-    "algorithms": {"torch"},
+    "algorithms": {"torch", "triton"},
     "loops": {"numpy"},
     "cli": {"typer", "rich"},
     "__init__": set(),

@@ -25,16 +25,18 @@ def test_deepspeed_clips_above_stage_0(stage, clipping):
     assert config["gradient_clipping"] == clipping
 
 
-@pytest.mark.parametrize(("on_gpu", "offload", "torch_adam"), [(False, False, True), (True, False, False), (True, True, False)])
-def test_optimiser(on_gpu, offload, torch_adam):
+@pytest.mark.parametrize(
+    ("on_gpu", "offload", "own"),
+    [
+        (False, False, {"torch_adam": True, "fused": False}),
+        (True, False, {"torch_adam": True, "fused": True}),
+        (True, True, {}),
+    ],
+)
+def test_optimiser(on_gpu, offload, own):
     optimizer = OptimizerSpec(learning_rate=2e-5, betas=(0.8, 0.9), epsilon=1e-7, weight_decay=0.05)
     spec = LearnerSpec(optimizer=optimizer, offload_optimizer=offload)
     config = deepspeed_config(spec, dtype="bfloat16", on_gpu=on_gpu)
-    assert config["optimizer"]["params"] == {
-        "lr": 2e-5,
-        "betas": [0.8, 0.9],
-        "eps": 1e-7,
-        "weight_decay": 0.05,
-        "torch_adam": torch_adam,
-    }
+    base = {"lr": 2e-5, "betas": [0.8, 0.9], "eps": 1e-7, "weight_decay": 0.05}
+    assert config["optimizer"]["params"] == base | own
     assert ("offload_optimizer" in config["zero_optimization"]) == offload

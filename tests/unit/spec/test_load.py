@@ -72,7 +72,7 @@ def load(tmp_path, text, overrides=()):
         ({"data": {"sources": {"type": "file"}}}, "data.sources.path: missing"),
         ({"run": {}}, "run.name: missing"),
         ({"grpo": {"loss_type": "ppo"}}, "grpo.loss_type: Input should be 'grpo', 'bnpo', 'dr_grpo' or 'dapo' (got 'ppo')"),
-        ({"learner": {"zero_stage": 4}}, "learner.zero_stage: Input should be 0, 1, 2 or 3 (got 4)"),
+        ({"learner": {"zero_stage": 4}}, "learner.zero_stage: Input should be 'auto', 0, 1, 2 or 3 (got 4)"),
         ({"steps": 0}, "steps: Input should be greater than or equal to 1 (got 0)"),
         ({"rewards": []}, "rewards: Tuple should have at least 1 item after validation, not 0 (got [])"),
         ({"data": {"sources": ["rows.jsonl#0"]}}, "data.sources[0]: Input should be greater than or equal to 1 (got 0)"),
