@@ -92,8 +92,10 @@ class LearnerActor:
         distinct = list({id(step): step for step in batch.plan.steps}.values())  # epochs repeat their steps
         old = None if on_policy else self._score_all(distinct, sequences, reference=False)
         reference = self._score_all(distinct, sequences, reference=True) if token_loss.kl_coefficient > 0 else None
+        scores = {"old_logprobs": old, "reference_logprobs": reference}
+        known = {name: values for name, values in scores.items() if values is not None}
         return [
-            self._learner.train_step(step, sequences, token_loss, learning_rate=rate, old=old, reference=reference)
+            self._learner.train_step(step, sequences, token_loss, learning_rate=rate, known=known)
             for step, rate in zip(batch.plan.steps, learning_rates, strict=True)
         ]
 

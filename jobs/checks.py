@@ -12,21 +12,21 @@ from rlflow.jobs.ray_job import check_run_dir
 from rlflow.jobs.static_checks import static_problems
 from rlflow.observe.run_dir import RunDirectory
 from rlflow.rewards import check_plugins
-from rlflow.spec.jobs import GrpoJob, SftJob
+from rlflow.spec.jobs import Job, RolloutJob
 
 
-def check_specs(jobs: Sequence[SftJob | GrpoJob]) -> None:
+def check_specs(jobs: Sequence[Job]) -> None:
     """What can be found without Ray: missing files and runs, plugins that do not import. Raises `UserError`."""
     names = [job.run.name for job in jobs]
     if len(set(names)) < len(names):
         raise SpecError("run.name: two of the specs have the same name")
     _raise_all(jobs, [static_problems(job, names[:index]) for index, job in enumerate(jobs)])
     for job in jobs:
-        if isinstance(job, GrpoJob):
+        if isinstance(job, RolloutJob):
             check_plugins(job.rewards, max_completion_tokens=job.rollout.max_completion_tokens, cwd=os.getcwd())
 
 
-def check_jobs(jobs: Sequence[SftJob | GrpoJob], machine: Machine) -> None:
+def check_jobs(jobs: Sequence[Job], machine: Machine) -> None:
     """Whether every job fits the machine, and the rows of the later ones. Raises `UserError`.
 
     The first job's rows are read by the job itself, which is about to start.
@@ -41,7 +41,7 @@ def check_jobs(jobs: Sequence[SftJob | GrpoJob], machine: Machine) -> None:
             rows.read_messages(range(len(rows)))
 
 
-def _raise_all(jobs: Sequence[SftJob | GrpoJob], problems: Sequence[Sequence[str]]) -> None:
+def _raise_all(jobs: Sequence[Job], problems: Sequence[Sequence[str]]) -> None:
     """All problems of all jobs at once; the run's name tells jobs of a chain apart."""
     lines = [
         f"{job.run.name}: {problem}" if len(jobs) > 1 else problem

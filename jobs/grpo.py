@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from typing import Any
+from typing import Literal
 
 from rlflow.actors.learner import LearnerSetup
 from rlflow.actors.reward import RewardSetup
@@ -71,7 +71,7 @@ async def run_grpo_job(job: GrpoJob, context: JobContext) -> None:
         await close_run(placement, rollouts.close(), rewards.close())
 
 
-def grpo_devices(job: GrpoJob, device: Any) -> DevicePlan:
+def grpo_devices(job: GrpoJob, device: Literal["gpu", "cpu"]) -> DevicePlan:
     """Learner ranks and engines on the same devices, by turns; reward workers beside them."""
     return plan_devices(
         device=device,

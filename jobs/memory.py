@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from rlflow.jobs.model_facts import ModelFacts
-from rlflow.spec.jobs import GrpoJob, SftJob
+from rlflow.spec.jobs import GrpoJob, Job, RolloutJob
 
 GIB = 2**30
 _CONTEXT_GIB = 0.8
@@ -39,16 +39,16 @@ class MemoryEstimate:
     """Page-locked copies of offloaded states, of one rank."""
 
 
-def estimate_memory(job: SftJob | GrpoJob, facts: ModelFacts, *, on_gpu: bool, device_gib: float) -> MemoryEstimate:
+def estimate_memory(job: Job, facts: ModelFacts, *, on_gpu: bool, device_gib: float) -> MemoryEstimate:
     """Estimate for one device. What is still `auto` counts as the most frugal choice."""
     states, host = _learner_states(job, facts)
     peak = states + _activations(job, facts) + _gathered(job, facts) + _logits(job, facts)
-    rollout = _rollout(job, facts, device_gib=device_gib, on_gpu=on_gpu) if isinstance(job, GrpoJob) else 0.0
+    rollout = _rollout(job, facts, device_gib=device_gib, on_gpu=on_gpu) if isinstance(job, RolloutJob) else 0.0
     if not on_gpu:
         learner_peak = (peak + _LEARNER_CPU_GIB) * job.learner.num_ranks
         return MemoryEstimate(states, learner_peak, rollout, learner_peak + rollout, 0.0)
     learner_peak = peak + _CONTEXT_GIB
-    if not isinstance(job, GrpoJob):
+    if not isinstance(job, RolloutJob):
         return MemoryEstimate(states, learner_peak, 0.0, learner_peak, 0.0)
     if job.residency == "together":
         return MemoryEstimate(states, learner_peak, rollout, learner_peak + rollout, 0.0)
@@ -56,15 +56,15 @@ def estimate_memory(job: SftJob | GrpoJob, facts: ModelFacts, *, on_gpu: bool, d
     return MemoryEstimate(states, learner_peak, rollout, turns, host)
 
 
-def _size(job: SftJob | GrpoJob) -> int:
+def _size(job: Job) -> int:
     return 2 if job.model.dtype == "bfloat16" else 4
 
 
-def _zero_stage(job: SftJob | GrpoJob) -> int:
+def _zero_stage(job: Job) -> int:
     return 3 if job.learner.zero_stage == "auto" else job.learner.zero_stage
 
 
-def _learner_states(job: SftJob | GrpoJob, facts: ModelFacts) -> tuple[float, float]:
+def _learner_states(job: Job, facts: ModelFacts) -> tuple[float, float]:
     """(on the device, in host memory when offloaded) of one rank, in GiB."""
     size, ranks, stage = _size(job), job.learner.num_ranks, _zero_stage(job)
     trained = facts.num_parameters * (_LORA_FRACTION if job.model.lora else 1.0)
@@ -77,7 +77,7 @@ def _learner_states(job: SftJob | GrpoJob, facts: ModelFacts) -> tuple[float, fl
     return on_device / GIB, (optimizer + weights) / GIB
 
 
-def _activations(job: SftJob | GrpoJob, facts: ModelFacts) -> float:
+def _activations(job: Job, facts: ModelFacts) -> float:
     """Of one micro-batch: what all layers keep for the backward pass, and what one layer needs while it is computed."""
     hidden, feed_forward = facts.hidden_size, facts.intermediate_size
     queries, keys = facts.num_attention_heads * facts.head_dim, facts.num_key_value_heads * facts.head_dim
@@ -90,7 +90,7 @@ def _activations(job: SftJob | GrpoJob, facts: ModelFacts) -> float:
     return job.learner.micro_batch_tokens * (kept * facts.num_layers + backward) * fused * _size(job) / GIB
 
 
-def _gathered(job: SftJob | GrpoJob, facts: ModelFacts) -> float:
+def _gathered(job: Job, facts: ModelFacts) -> float:
     """Parameters that ZeRO-3 holds whole at once: the embeddings and two layers."""
     if _zero_stage(job) < 3 or job.learner.num_ranks == 1:
         return 0.0
@@ -98,7 +98,7 @@ def _gathered(job: SftJob | GrpoJob, facts: ModelFacts) -> float:
     return (facts.embedding_parameters + 2 * layer) * _size(job) / GIB
 
 
-def _logits(job: SftJob | GrpoJob, facts: ModelFacts) -> float:
+def _logits(job: Job, facts: ModelFacts) -> float:
     """A chunk of logits, and the head's gradient in float32 and in the model's precision."""
     logits = min(_LOGITS_BYTES, facts.vocab_size * job.learner.micro_batch_tokens * _size(job))
     return (logits + facts.vocab_size * facts.hidden_size * (4 + _size(job))) / GIB

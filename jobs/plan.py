@@ -14,13 +14,12 @@ from rich.text import Text
 
 from rlflow.cluster.devices import DevicePlan
 from rlflow.errors import SpecError, UserError
-from rlflow.jobs.grpo import grpo_devices
+from rlflow.jobs.kinds import KINDS
 from rlflow.jobs.memory import MemoryEstimate, estimate_memory
 from rlflow.jobs.model_facts import ModelFacts, model_facts
 from rlflow.jobs.settle import settle
-from rlflow.jobs.sft import sft_devices
 from rlflow.jobs.static_checks import static_problems
-from rlflow.spec.jobs import GrpoJob, SftJob
+from rlflow.spec.jobs import Job, RolloutJob
 from rlflow.spec.load import load_job, resolved
 
 
@@ -39,7 +38,7 @@ class Devices:
 class Plan:
     """What a job will do, before it does anything."""
 
-    job: SftJob | GrpoJob
+    job: Job
     """With what the spec leaves to `auto` decided."""
     devices: Devices
     placement: DevicePlan | None
@@ -88,12 +87,12 @@ def plan(path: str, overrides: Sequence[str], assume_gpus: str | None) -> Plan:
     return plan_job(load_job(path, overrides), parse_devices(assume_gpus) if assume_gpus else local_devices())
 
 
-def plan_job(job: SftJob | GrpoJob, devices: Devices, earlier_runs: Sequence[str] = ()) -> Plan:
+def plan_job(job: Job, devices: Devices, earlier_runs: Sequence[str] = ()) -> Plan:
     """Plan a job; `earlier_runs` are those that will have run before it."""
     problems = static_problems(job, earlier_runs)
     placement, facts, too_many = None, None, []
     try:
-        placement = sft_devices(job, devices.device) if isinstance(job, SftJob) else grpo_devices(job, devices.device)
+        placement = KINDS[job.kind].devices(job, devices.device)
         too_many = _count_problems(placement, devices)
         problems += too_many
         if job.model.from_run not in earlier_runs:
@@ -150,11 +149,11 @@ def _count_problems(placement: DevicePlan, devices: Devices) -> list[str]:
     return []
 
 
-def _shape_problems(job: SftJob | GrpoJob, facts: ModelFacts) -> list[str]:
+def _shape_problems(job: Job, facts: ModelFacts) -> list[str]:
     problems = []
     longest = job.data.max_tokens
     field = "data.max_tokens"
-    if isinstance(job, GrpoJob):
+    if isinstance(job, RolloutJob):
         longest = job.data.max_prompt_tokens + job.rollout.max_completion_tokens
         field = "data.max_prompt_tokens + rollout.max_completion_tokens"
         if facts.num_attention_heads % job.rollout.tensor_parallel_size:
@@ -167,7 +166,7 @@ def _shape_problems(job: SftJob | GrpoJob, facts: ModelFacts) -> list[str]:
     return problems
 
 
-def _memory_problems(job: SftJob | GrpoJob, memory: MemoryEstimate, devices: Devices) -> list[str]:
+def _memory_problems(job: Job, memory: MemoryEstimate, devices: Devices) -> list[str]:
     if memory.peak <= devices.memory_gib:
         return []
     where = "on each GPU" if devices.device == "gpu" else "in the machine's memory"

@@ -11,7 +11,7 @@ from rlflow.data.rows import Rows
 from rlflow.data.tokenized import PromptSet, tokenize_conversations, tokenize_prompts
 from rlflow.errors import DataError, SpecError
 from rlflow.observe.run_dir import RunDirectory
-from rlflow.spec.jobs import GrpoJob, SftJob
+from rlflow.spec.jobs import GrpoJob, Job, SftJob
 from rlflow.spec.model import ModelSpec, RandomModelSpec
 
 
@@ -26,7 +26,7 @@ class PreparedModel:
     tokenizer: Any
 
 
-def prepare_model(job: SftJob | GrpoJob, run: RunDirectory) -> PreparedModel:
+def prepare_model(job: Job, run: RunDirectory) -> PreparedModel:
     """Find or create the model; write the job's tokenizer into the run directory. Raises `UserError`."""
     from rlflow.data.chat import load_tokenizer
 
@@ -51,7 +51,7 @@ def model_path(model: ModelSpec, runs: Path) -> str:
     raise SpecError(f"model.from_run: {model.from_run} has no model in {runs}; run that job first")
 
 
-def _create_random(spec: RandomModelSpec, job: SftJob | GrpoJob, run: RunDirectory) -> str:
+def _create_random(spec: RandomModelSpec, job: Job, run: RunDirectory) -> str:
     """Write the random model once; a resumed run finds it there. Made in a Ray task: the driver imports no torch."""
     import ray
 
@@ -74,7 +74,7 @@ def _write_random_model(spec: RandomModelSpec, dtype: str, directory: str) -> No
     create_random_model(spec, dtype, tokenizer, Path(directory))
 
 
-def load_rows(job: SftJob | GrpoJob, run: RunDirectory) -> tuple[Rows, Rows]:
+def load_rows(job: Job, run: RunDirectory) -> tuple[Rows, Rows]:
     """Training rows and held-out rows."""
     from rlflow.data.sources import load_sources
     from rlflow.data.split import split_held_out

@@ -9,7 +9,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rlflow.errors import SpecError
-from rlflow.spec.jobs import GrpoJob, SftJob
+from rlflow.spec.jobs import Job
 
 _PROBE_TIMEOUT_S = 60.0
 _JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -26,7 +26,7 @@ def job_id() -> str:
     return config.get("metadata", {}).get("job_submission_id") or ray.get_runtime_context().get_job_id()
 
 
-def check_run_dir(job: SftJob | GrpoJob) -> None:
+def check_run_dir(job: Job) -> None:
     """Inside a Ray job the working directory is a private copy: runs need a place that lasts and that every node sees.
 
     Raises `SpecError` if `run.dir` is relative, or if a file written here is not found by every node.

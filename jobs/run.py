@@ -16,17 +16,16 @@ from rlflow.cluster.session import choose_device, connect, dashboard_url
 from rlflow.errors import RlflowError, SpecError, UserError
 from rlflow.jobs.checks import check_jobs, check_specs, machine_devices
 from rlflow.jobs.context import JobContext, Machine
-from rlflow.jobs.grpo import run_grpo_job
+from rlflow.jobs.kinds import KINDS
 from rlflow.jobs.plan import plan_job
 from rlflow.jobs.ray_job import job_id
-from rlflow.jobs.sft import run_sft_job
 from rlflow.observe.journal import Journal
 from rlflow.observe.progress import Progress
 from rlflow.observe.report import write_report
 from rlflow.observe.run_dir import RunDirectory
 from rlflow.observe.sinks import JsonlSink, RayMetricsSink, Sinks, TensorBoardSink
 from rlflow.observe.table import RunSummary, print_summary
-from rlflow.spec.jobs import GrpoJob, SftJob
+from rlflow.spec.jobs import Job
 from rlflow.spec.load import load_job, resolved
 
 EXIT_DONE, EXIT_FAILED, EXIT_USER_ERROR, EXIT_STOPPED = 0, 1, 2, 130
@@ -46,7 +45,7 @@ def run_specs(paths: Sequence[str], overrides: Sequence[str]) -> int:
     return EXIT_DONE
 
 
-def _run_job(path: str, job: SftJob | GrpoJob, machine: Machine, console: Console) -> RunSummary:
+def _run_job(path: str, job: Job, machine: Machine, console: Console) -> RunSummary:
     run = RunDirectory(Path(job.run.dir) / job.run.name)
     begin = time.time()
     with run.lock():
@@ -56,7 +55,7 @@ def _run_job(path: str, job: SftJob | GrpoJob, machine: Machine, console: Consol
     return _summary(run, job, time.time() - begin)
 
 
-def _is_finished(run: RunDirectory, job: SftJob | GrpoJob) -> bool:
+def _is_finished(run: RunDirectory, job: Job) -> bool:
     if not run.exists:
         return False
     difference = run.spec_difference(resolved(job))
@@ -68,13 +67,13 @@ def _is_finished(run: RunDirectory, job: SftJob | GrpoJob) -> bool:
     return status is not None and status.state == "succeeded"
 
 
-def _open_run(run: RunDirectory, path: str, job: SftJob | GrpoJob) -> None:
+def _open_run(run: RunDirectory, path: str, job: Job) -> None:
     if not run.exists:
         run.create(Path(path).read_text(encoding="utf-8"), resolved(job))
     run.write_status("starting", ray_job_id=job_id())
 
 
-def _train(run: RunDirectory, job: SftJob | GrpoJob, machine: Machine, console: Console) -> None:
+def _train(run: RunDirectory, job: Job, machine: Machine, console: Console) -> None:
     """Run the job and write its status, whatever happens."""
     sinks = Sinks([JsonlSink(run), TensorBoardSink(run.path / "tensorboard"), RayMetricsSink(job.run.name, job.kind)])
     try:
@@ -96,7 +95,7 @@ def _train(run: RunDirectory, job: SftJob | GrpoJob, machine: Machine, console: 
         write_report(run)
 
 
-async def _until_stopped(job: SftJob | GrpoJob, context: JobContext) -> None:
+async def _until_stopped(job: Job, context: JobContext) -> None:
     """Run the loop; a SIGTERM (`ray job stop`, a scheduler) flushes the status, then cancels it."""
     task = asyncio.current_task()
     assert task is not None
@@ -106,17 +105,14 @@ async def _until_stopped(job: SftJob | GrpoJob, context: JobContext) -> None:
         task.cancel()
 
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop)
-    if isinstance(job, SftJob):
-        await run_sft_job(job, context)
-    else:
-        await run_grpo_job(job, context)
+    await KINDS[job.kind].run(job, context)
 
 
 def _write_stopped(run: RunDirectory) -> None:
     run.write_status("stopped", message="stopped by a signal; the same command goes on from the latest checkpoint")
 
 
-def _machine(jobs: Sequence[tuple[str, SftJob | GrpoJob]]) -> Machine:
+def _machine(jobs: Sequence[tuple[str, Job]]) -> Machine:
     resources = connect()
     url = dashboard_url()
     if url:
@@ -127,7 +123,7 @@ def _machine(jobs: Sequence[tuple[str, SftJob | GrpoJob]]) -> Machine:
     return Machine(devices.pop(), int(resources.get("CPU", 1)), int(resources.get("GPU", 0)))
 
 
-def _summary(run: RunDirectory, job: SftJob | GrpoJob, seconds: float) -> RunSummary:
+def _summary(run: RunDirectory, job: Job, seconds: float) -> RunSummary:
     values = [value for row in run.read_metrics() if (value := row.get("eval_accuracy")) is not None]
     return RunSummary(
         name=job.run.name,

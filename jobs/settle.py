@@ -5,7 +5,7 @@ from itertools import product
 
 from rlflow.jobs.memory import engine_gib, estimate_memory
 from rlflow.jobs.model_facts import ModelFacts
-from rlflow.spec.jobs import GrpoJob, SftJob
+from rlflow.spec.jobs import Job, RolloutJob
 
 _RESIDENCIES = ("together", "turns")
 _CHECKPOINTING = ("none", "selective", "full")
@@ -15,7 +15,7 @@ _MARGIN = 0.9
 """Share of a device that a choice may fill by the estimate."""
 
 
-def settle(job: SftJob | GrpoJob, facts: ModelFacts | None, *, on_gpu: bool, device_gib: float) -> SftJob | GrpoJob:
+def settle(job: Job, facts: ModelFacts | None, *, on_gpu: bool, device_gib: float) -> Job:
     """A job with residency, engine memory, ZeRO stage and checkpointing decided: the fastest that fit, or else the frugal.
 
     Keeping engines and learner on the device comes first, then activations, then parameters and gradients whole. An unknown model
@@ -34,34 +34,34 @@ def settle(job: SftJob | GrpoJob, facts: ModelFacts | None, *, on_gpu: bool, dev
     return choices[-1]
 
 
-def _residencies(job: SftJob | GrpoJob, *, on_gpu: bool) -> tuple[str, ...]:
-    if not isinstance(job, GrpoJob):
+def _residencies(job: Job, *, on_gpu: bool) -> tuple[str, ...]:
+    if not isinstance(job, RolloutJob):
         return ("",)
     if not on_gpu:
         return ("together",)
     return _RESIDENCIES if job.residency == "auto" else (job.residency,)
 
 
-def _checkpointing(job: SftJob | GrpoJob) -> tuple[str, ...]:
+def _checkpointing(job: Job) -> tuple[str, ...]:
     mode = job.learner.gradient_checkpointing
     return _CHECKPOINTING if mode == "auto" else (mode,)
 
 
-def _zero_stages(job: SftJob | GrpoJob) -> tuple[int, ...]:
+def _zero_stages(job: Job) -> tuple[int, ...]:
     stage = job.learner.zero_stage
     if stage != "auto":
         return (stage,)
     return (1, 2, 3) if job.learner.num_ranks > 1 else (1,)
 
 
-def _with(job: SftJob | GrpoJob, residency: str, checkpointing: str, zero_stage: int) -> SftJob | GrpoJob:
+def _with(job: Job, residency: str, checkpointing: str, zero_stage: int) -> Job:
     learner = job.learner.model_copy(update={"zero_stage": zero_stage, "gradient_checkpointing": checkpointing})
     settled = job.model_copy(update={"learner": learner})
     return settled.model_copy(update={"residency": residency}) if residency else settled
 
 
-def _with_engine_memory(job: SftJob | GrpoJob, facts: ModelFacts, device_gib: float) -> SftJob | GrpoJob:
-    if not isinstance(job, GrpoJob) or job.rollout.gpu_memory_utilization != "auto" or device_gib == math.inf:
+def _with_engine_memory(job: Job, facts: ModelFacts, device_gib: float) -> Job:
+    if not isinstance(job, RolloutJob) or job.rollout.gpu_memory_utilization != "auto" or device_gib == math.inf:
         return job
     share = min(engine_gib(job, facts) / device_gib, _LARGEST_SHARE)
     return job.model_copy(update={"rollout": job.rollout.model_copy(update={"gpu_memory_utilization": round(share, 3)})})

@@ -1,6 +1,6 @@
 """Assembles and runs an SFT job."""
 
-from typing import Any
+from typing import Any, Literal
 
 from rlflow.actors.learner import LearnerSetup
 from rlflow.cluster.checkpoints import Checkpoints
@@ -62,7 +62,7 @@ async def run_sft_job(job: SftJob, context: JobContext) -> None:
         await close_run(placement)
 
 
-def sft_devices(job: SftJob, device: Any) -> DevicePlan:
+def sft_devices(job: SftJob, device: Literal["gpu", "cpu"]) -> DevicePlan:
     """One device a learner rank."""
     return plan_devices(
         device=device, learner_ranks=job.learner.num_ranks, rollout_workers=0, tensor_parallel_size=1, reward_workers=0

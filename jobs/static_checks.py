@@ -9,12 +9,12 @@ from rlflow.errors import UserError
 from rlflow.jobs.prepare import model_path
 from rlflow.observe.run_dir import RunDirectory
 from rlflow.spec.data import FileSource
-from rlflow.spec.jobs import GrpoJob, SftJob
+from rlflow.spec.jobs import Job, RolloutJob
 from rlflow.spec.load import resolved
 from rlflow.spec.rewards import PluginSpec, with_token_limits
 
 
-def static_problems(job: SftJob | GrpoJob, earlier_runs: Sequence[str] = ()) -> list[str]:
+def static_problems(job: Job, earlier_runs: Sequence[str] = ()) -> list[str]:
     """Missing files, runs and plugins, limits that contradict each other: one line each."""
     problems: list[str] = []
     for check in (_check_run, _check_template, _check_sources, _check_rewards):
@@ -30,7 +30,7 @@ def static_problems(job: SftJob | GrpoJob, earlier_runs: Sequence[str] = ()) -> 
     return problems
 
 
-def _check_run(job: SftJob | GrpoJob) -> None:
+def _check_run(job: Job) -> None:
     run = RunDirectory(Path(job.run.dir) / job.run.name)
     difference = run.spec_difference(resolved(job)) if run.exists else None
     if difference is not None:
@@ -39,12 +39,12 @@ def _check_run(job: SftJob | GrpoJob) -> None:
         )
 
 
-def _check_template(job: SftJob | GrpoJob) -> None:
+def _check_template(job: Job) -> None:
     if job.data.chat_template is not None:
         read_template(job.data.chat_template)
 
 
-def _check_sources(job: SftJob | GrpoJob) -> None:
+def _check_sources(job: Job) -> None:
     lines: list[str] = []
     for index, source in enumerate(job.data.sources):
         if isinstance(source, FileSource):
@@ -56,8 +56,8 @@ def _check_sources(job: SftJob | GrpoJob) -> None:
         raise UserError("\n".join(lines))
 
 
-def _check_rewards(job: SftJob | GrpoJob) -> None:
-    if not isinstance(job, GrpoJob):
+def _check_rewards(job: Job) -> None:
+    if not isinstance(job, RolloutJob):
         return
     lines: list[str] = []
     for index, reward in enumerate(job.rewards):

@@ -24,7 +24,7 @@ from rlflow.errors import RlflowError, SpecError, UserError
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
-    from rlflow.spec.jobs import GrpoJob, SftJob
+    from rlflow.spec.jobs import Job
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
@@ -152,7 +152,7 @@ def entrypoint(spec_paths: Sequence[str | Path], working_dir: str | Path, overri
     return shlex.join(["python", "-m", "rlflow.jobs.run", *inside, *overrides])
 
 
-def job_metadata(jobs: Sequence["SftJob | GrpoJob"]) -> dict[str, str]:
+def job_metadata(jobs: Sequence["Job"]) -> dict[str, str]:
     """What the cluster lists beside a job; of several specs, their values in order."""
     from rlflow.spec.load import spec_hash
 

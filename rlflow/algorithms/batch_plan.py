@@ -35,7 +35,7 @@ class BatchPlan:
 
 
 def plan_step(
-    sequences: Sequence[int],
+    sequences: Sequence[int | tuple[int, ...]],
     lengths: Sequence[int],
     token_weights: dict[int, float],
     *,
@@ -45,18 +45,29 @@ def plan_step(
 ) -> StepPlan:
     """Distribute `sequences` (indices into `lengths`, in tokens) over ranks and micro-batches.
 
-    Ranks get equal token counts as far as whole sequences allow. A micro-batch holds at most `micro_batch_tokens` (padding
-    included if not `packing`), except that a longer sequence goes alone.
+    A tuple of sequences stays together, in its order: chosen and rejected, say. Ranks get equal token counts as far as whole
+    units allow. A micro-batch holds at most `micro_batch_tokens` (padding included if not `packing`), except that a larger unit
+    goes alone.
     """
     assert sequences, "an optimiser step needs at least one sequence"
-    shards = _balanced(sequences, lengths, num_ranks)
-    bins = [_bins(shard, lengths, micro_batch_tokens, packing) for shard in shards]
+    units = sorted((unit,) if isinstance(unit, int) else unit for unit in sequences)
+    unit_lengths = [[lengths[i] for i in unit] for unit in units]
+    sizes = [_size(members, packing=packing) for members in unit_lengths]
+    shards = _balanced(range(len(units)), sizes, num_ranks)
+    bins = [_bins(shard, unit_lengths, micro_batch_tokens, packing) for shard in shards]
     count = max(len(rank_bins) for rank_bins in bins)
-    padding = MicroBatch((min(sequences, key=lambda i: (lengths[i], i)),), is_padding=True)
+    padding = MicroBatch(min(zip(sizes, units, strict=True))[1], is_padding=True)
     ranks = tuple(
-        tuple(MicroBatch(tuple(members)) for members in rank_bins) + (padding,) * (count - len(rank_bins)) for rank_bins in bins
+        tuple(MicroBatch(tuple(i for unit in members for i in units[unit])) for members in rank_bins)
+        + (padding,) * (count - len(rank_bins))
+        for rank_bins in bins
     )
     return StepPlan(ranks, token_weights)
+
+
+def _size(lengths: Sequence[int], *, packing: bool) -> int:
+    """Tokens of sequences that go through the model together, with padding."""
+    return sum(lengths) if packing else max(lengths) * len(lengths)
 
 
 def _balanced(sequences: Sequence[int], lengths: Sequence[int], parts: int) -> list[list[int]]:
@@ -70,26 +81,28 @@ def _balanced(sequences: Sequence[int], lengths: Sequence[int], parts: int) -> l
     return shards
 
 
-def _bins(shard: list[int], lengths: Sequence[int], budget: int, packing: bool) -> list[list[int]]:
-    """As few micro-batches as a greedy assignment finds, and those evenly filled."""
+def _bins(shard: list[int], units: Sequence[Sequence[int]], budget: int, packing: bool) -> list[list[int]]:
+    """As few micro-batches as a greedy assignment finds, and those evenly filled. `units`: the lengths of each unit."""
     if not shard:
         return []
     if not packing:
-        return _padded_bins(shard, lengths, budget)
-    total = sum(min(lengths[i], budget) for i in shard)  # a longer sequence needs one micro-batch, not several
+        return _padded_bins(shard, units, budget)
+    sizes = [sum(unit) for unit in units]
+    total = sum(min(sizes[i], budget) for i in shard)  # a larger unit needs one micro-batch, not several
     for count in range(math.ceil(total / budget), len(shard) + 1):
-        bins = _balanced(shard, lengths, count)
-        if all(len(members) == 1 or sum(lengths[i] for i in members) <= budget for members in bins):
+        bins = _balanced(shard, sizes, count)
+        if all(len(members) == 1 or sum(sizes[i] for i in members) <= budget for members in bins):
             return [members for members in bins if members]
-    raise AssertionError("one sequence a micro-batch always fits")
+    raise AssertionError("one unit a micro-batch always fits")
 
 
-def _padded_bins(shard: list[int], lengths: Sequence[int], budget: int) -> list[list[int]]:
+def _padded_bins(shard: list[int], units: Sequence[Sequence[int]], budget: int) -> list[list[int]]:
     """Neighbours in length share a micro-batch: rows x longest row stays within the budget."""
     bins: list[list[int]] = []
-    for sequence in sorted(shard, key=lambda i: (-lengths[i], i)):
-        if bins and lengths[bins[-1][0]] * (len(bins[-1]) + 1) <= budget:
-            bins[-1].append(sequence)
+    for unit in sorted(shard, key=lambda i: (-max(units[i]), i)):
+        together = [length for i in (*bins[-1], unit) for length in units[i]] if bins else []
+        if bins and _size(together, packing=False) <= budget:
+            bins[-1].append(unit)
         else:
-            bins.append([sequence])
+            bins.append([unit])
     return bins

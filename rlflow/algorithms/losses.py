@@ -36,6 +36,24 @@ class LossInputs:
     """As reported by the sampler; NaN where not known."""
 
 
+@dataclass(frozen=True, slots=True)
+class ValueInputs:
+    """What the objective of a critic or a reward model may depend on; float32, N trained tokens, S sequences."""
+
+    values_N: Tensor
+    """Value of the state in which each trained token is chosen, with gradient."""
+    last_values_S: Tensor
+    """Value at the last token of each sequence, with gradient: a reward model's score."""
+    counts: tuple[int, ...]
+    """Trained tokens of each sequence; they lie one after the other."""
+    weights_N: Tensor
+    """Weight of each token in the loss."""
+    old_values_N: Tensor | None = None
+    """Values before the batch's first optimiser step."""
+    returns_N: Tensor | None = None
+    """What the values should be."""
+
+
 Means = dict[str, tuple[Tensor, Tensor]]
 """Metric name -> (numerator, denominator), both scalars; summed over ranks and micro-batches before the division."""
 

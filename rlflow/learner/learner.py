@@ -4,28 +4,35 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlflow.algorithms.batch_plan import MicroBatch, StepPlan
-from rlflow.algorithms.losses import LossInputs, Means
+from rlflow.algorithms.losses import Means
 from rlflow.errors import LearnerError
 from rlflow.learner.deepspeed_config import deepspeed_config
-from rlflow.learner.export import WeightExporter
-from rlflow.learner.load_model import load_causal_lm
-from rlflow.learner.policy_model import PolicyModel, count_parameters, trainable_parameters
+from rlflow.learner.export import BUCKET_BYTES, WeightExporter
+from rlflow.learner.load_model import load_causal_lm, load_value_model
+from rlflow.learner.policy_model import PolicyModel, trainable_parameters
 from rlflow.learner.process_group import RankInfo, join_process_group, leave_process_group
 from rlflow.learner.reference import AdapterReference, SwappedReference
 from rlflow.learner.residency import State, StateMover
 from rlflow.learner.sequences import MicroBatchTensors, TrainSequence, build_micro_batch
+from rlflow.learner.value_model import ValueModel
 from rlflow.spec.learner import LearnerSpec
 from rlflow.spec.model import ModelSpec
 
-TokenLoss = Callable[[LossInputs], tuple[Tensor, Means]]
+Objective = Callable[[Any], tuple[Tensor, Means]]
+"""Losses of the role's inputs (`LossInputs`, `ValueInputs`) and metrics: one loss a token [N], or one a sequence [S] if the
+objective's `level` is `sequence`.
+"""
 Scores = dict[int, Tensor]
+"""Sequence -> one value for each of its trained tokens, float32 [n]."""
+Role = Literal["policy", "value"]
+"""A causal language model, or one with a scalar head: a critic or a reward model."""
 _LAYOUT_FILE = "layout.json"
 """Beside DeepSpeed's files: what they are partitioned by."""
 
@@ -42,6 +49,7 @@ class Learner:
         *,
         temperature: float = 1.0,
         seed: int = 0,
+        role: Role = "policy",
         keep_reference: bool = False,
         bucket_bytes: int | None = None,
     ) -> None:
@@ -54,17 +62,15 @@ class Learner:
         self.device = join_process_group(info, spec.timeout_s)
         torch.manual_seed(seed)
         config = deepspeed_config(spec, dtype=model.dtype, on_gpu=self.device.type == "cuda")
-        causal_lm = _load(model_path, model, spec, config)
-        self._policy = PolicyModel(causal_lm)
-        self._engine = _initialize(self._policy, config, spec)
+        self._model = _build_model(role, model_path, model, spec, config)
+        self._engine = _initialize(self._model, config, spec)
         if spec.zero_stage == 0:
-            self._clipper = _GradientClipper(self._policy, self._engine.optimizer, spec.max_grad_norm)
+            self._clipper = _GradientClipper(self._model, self._engine.optimizer, spec.max_grad_norm)
         self._reference = None
         if keep_reference:
-            self._reference = AdapterReference(causal_lm) if model.lora else SwappedReference(self._policy)
-        self.exporter = WeightExporter(causal_lm) if bucket_bytes is None else WeightExporter(causal_lm, bucket_bytes)
-        self._mover = StateMover(self._engine, self._policy)
-        self.num_parameters = count_parameters(causal_lm)
+            self._reference = AdapterReference(self._model.model) if model.lora else SwappedReference(self._model)
+        self.exporter = WeightExporter(self._model.model, BUCKET_BYTES if bucket_bytes is None else bucket_bytes)
+        self._mover = StateMover(self._engine, self._model)
 
     # ---- residency
 
@@ -75,7 +81,7 @@ class Learner:
     # ---- training
 
     def score(self, step: StepPlan, sequences: Mapping[int, TrainSequence], *, reference: bool = False) -> Scores:
-        """Log-probabilities of this rank's trained tokens: sequence -> float32 [n], under the policy or the reference."""
+        """One number for each of this rank's trained tokens: log-probabilities (policy or reference), or a critic's values."""
         if reference:
             assert self._reference is not None, "the learner was built without a reference"
             with self._reference.active():
@@ -84,29 +90,29 @@ class Learner:
         with self._without_gradient():
             for micro_batch in step.ranks[self._info.rank]:
                 batch = self._build(micro_batch, sequences, step)
-                scores.update(batch.split(self._engine(batch, self._temperature).logprobs_N))
+                scores.update(batch.split(self._model.per_token(self._engine(batch, self._temperature))))
         return scores
 
     def train_step(
         self,
         step: StepPlan,
         sequences: Mapping[int, TrainSequence],
-        token_loss: TokenLoss,
+        objective: Objective,
         *,
         learning_rate: float,
-        old: Scores | None = None,
-        reference: Scores | None = None,
+        known: Mapping[str, Scores] | None = None,
     ) -> dict[str, float]:
         """One optimiser step over the plan's micro-batches. Returns metrics, equal on every rank.
 
-        The loss is the sum over all ranks and micro-batches of token weight x token loss: neither micro-batches nor ranks nor
-        packing change it. DeepSpeed averages gradients over ranks, hence the factor world size.
+        `known`: what has been computed before for the trained tokens, as `<name>_N` of the inputs (`old_logprobs`, ...). The loss
+        is the sum over all ranks and micro-batches of weight x loss: neither micro-batches nor ranks nor packing change it.
+        DeepSpeed averages gradients over ranks, hence the factor world size.
         """
         self._engine.train()
         means: Means = {}
         for micro_batch in step.ranks[self._info.rank]:
             batch = self._build(micro_batch, sequences, step)
-            loss, micro_means = self._token_losses(batch, token_loss, old, reference)
+            loss, micro_means = self._losses(batch, objective, known or {})
             self._engine.backward(loss * self._info.world_size, scale_wrt_gas=False)
             _add(means, micro_batch, loss, micro_means)
         metrics = self._reduced(means)
@@ -117,16 +123,17 @@ class Learner:
         self,
         step: StepPlan,
         sequences: Mapping[int, TrainSequence],
-        token_loss: TokenLoss,
+        objective: Objective,
         *,
         temperature: float | None = None,
+        known: Mapping[str, Scores] | None = None,
     ) -> dict[str, float]:
         """The metrics of `train_step` without training, at the training temperature or another."""
         means: Means = {}
         with self._without_gradient():
             for micro_batch in step.ranks[self._info.rank]:
                 batch = self._build(micro_batch, sequences, step)
-                _add(means, micro_batch, *self._token_losses(batch, token_loss, None, None, temperature))
+                _add(means, micro_batch, *self._losses(batch, objective, known or {}, temperature))
         return self._reduced(means)
 
     @contextmanager
@@ -145,29 +152,15 @@ class Learner:
     def _build(self, micro_batch: MicroBatch, sequences: Mapping[int, TrainSequence], step: StepPlan) -> MicroBatchTensors:
         return build_micro_batch(micro_batch, sequences, step.token_weights, packing=self._spec.packing, device=self.device)
 
-    def _token_losses(
-        self,
-        batch: MicroBatchTensors,
-        token_loss: TokenLoss,
-        old: Scores | None,
-        reference: Scores | None,
-        temperature: float | None = None,
+    def _losses(
+        self, batch: MicroBatchTensors, objective: Objective, known: Mapping[str, Scores], temperature: float | None = None
     ) -> tuple[Tensor, Means]:
-        scores = self._engine(batch, self._temperature if temperature is None else temperature)
-        inputs = LossInputs(
-            logprobs_N=scores.logprobs_N,
-            mean_logprobs_N=scores.mean_logprobs_N,
-            entropy_N=scores.entropy_N,
-            correct_N=scores.correct_N,
-            counts=batch.counts,
-            weights_N=batch.weights_N,
-            advantages_N=batch.advantages_N,
-            old_logprobs_N=None if old is None else batch.flatten(old),
-            reference_logprobs_N=None if reference is None else batch.flatten(reference),
-            sampler_logprobs_N=batch.sampler_logprobs_N,
+        output = self._engine(batch, self._temperature if temperature is None else temperature)
+        losses, means = objective(
+            self._model.inputs(output, batch, {name: batch.flatten(values) for name, values in known.items()})
         )
-        losses_N, means = token_loss(inputs)
-        return (losses_N * batch.weights_N).sum(), means
+        weights = batch.sequence_weights_S if getattr(objective, "level", "token") == "sequence" else batch.weights_N
+        return (losses * weights).sum(), means
 
     def _step(self) -> float:
         self._engine.step()
@@ -237,49 +230,50 @@ def _describe(layout: dict[str, int]) -> str:
     return f"{layout['num_ranks']} learner ranks at ZeRO stage {layout['zero_stage']}"
 
 
-def _load(model_path: str, model: ModelSpec, spec: LearnerSpec, config: dict[str, Any]) -> Any:
+def _build_model(role: Role, model_path: str, model: ModelSpec, spec: LearnerSpec, config: dict[str, Any]) -> Any:
+    load, wrap = (load_causal_lm, PolicyModel) if role == "policy" else (load_value_model, ValueModel)
     if spec.zero_stage != 3:
-        return load_causal_lm(model_path, model, spec)
+        return wrap(load(model_path, model, spec))
     from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
     keep_alive = HfDeepSpeedConfig(config)  # transformers partitions weights while loading as long as this object lives
-    causal_lm = load_causal_lm(model_path, model, spec)
-    causal_lm.rlflow_deepspeed_config = keep_alive
-    return causal_lm
+    loaded = load(model_path, model, spec)
+    loaded.rlflow_deepspeed_config = keep_alive
+    return wrap(loaded)
 
 
-def _initialize(policy: PolicyModel, config: dict[str, Any], spec: LearnerSpec) -> Any:
+def _initialize(model: nn.Module, config: dict[str, Any], spec: LearnerSpec) -> Any:
     import deepspeed
 
     if spec.zero_stage == 3:
-        _gather_whole_layers(policy.causal_lm[0])
-    groups = trainable_parameters(policy, spec.optimizer.weight_decay)
-    engine, *_ = deepspeed.initialize(model=policy, model_parameters=cast(Any, groups), config=config)
+        _gather_whole_layers(model)
+    groups = trainable_parameters(model, spec.optimizer.weight_decay)
+    engine, *_ = deepspeed.initialize(model=model, model_parameters=cast(Any, groups), config=config)
     return engine
 
 
-def _gather_whole_layers(causal_lm: Any) -> None:
+def _gather_whole_layers(model: Any) -> None:
     """Let ZeRO-3 fetch and free a decoder layer at a time: its hooks around every linear layer and norm take longer than they
     save, and a mixture of experts must not gather experts one by one.
     """
     from deepspeed.utils import set_z3_leaf_modules
 
-    names = set(causal_lm._no_split_modules or ())
-    classes = {type(module) for module in causal_lm.modules() if type(module).__name__ in names}
+    names = {name for module in model.modules() for name in getattr(module, "_no_split_modules", None) or ()}
+    classes = {type(module) for module in model.modules() if type(module).__name__ in names}
     if classes:
-        set_z3_leaf_modules(causal_lm, list(classes))
+        set_z3_leaf_modules(model, list(classes))
 
 
 class _GradientClipper:
     """Clips at stage 0, where DeepSpeed would, but keep the norm to itself. Gradients are averaged over ranks by then."""
 
-    def __init__(self, policy: PolicyModel, optimizer: Any, max_norm: float) -> None:
-        self._policy, self._max_norm = policy, max_norm
+    def __init__(self, model: nn.Module, optimizer: Any, max_norm: float) -> None:
+        self._model, self._max_norm = model, max_norm
         self.norm = torch.tensor(float("nan"))
         optimizer.register_step_pre_hook(self._clip)
 
     def _clip(self, *_: Any) -> None:
-        self.norm = torch.nn.utils.clip_grad_norm_(self._policy.parameters(), self._max_norm)
+        self.norm = torch.nn.utils.clip_grad_norm_(self._model.parameters(), self._max_norm)
 
 
 def _add(means: Means, micro_batch: MicroBatch, loss: Tensor, more: Means) -> None:

@@ -66,35 +66,60 @@ def create_random_model(spec: RandomModelSpec, dtype: str, tokenizer: Any, direc
 
 
 def load_causal_lm(path: str, model: ModelSpec, learner: LearnerSpec) -> Any:
-    """A model for training, with adapters if the spec asks for them. Raises `LearnerError` if weights are missing.
+    """A language model for training, with adapters if the spec asks for them. Raises `LearnerError` if weights are missing.
 
     Under ZeRO stage 3 an `HfDeepSpeedConfig` must be alive: weights are then partitioned while they are loaded.
     """
     from transformers import AutoModelForCausalLM
 
+    return _prepare(_load(AutoModelForCausalLM, path, model), model, learner, "CAUSAL_LM")
+
+
+def load_value_model(path: str, model: ModelSpec, learner: LearnerSpec) -> Any:
+    """The same with a scalar head. It is new, and zero, if `path` holds a language model."""
+    from transformers import AutoModelForSequenceClassification
+
+    loaded = _load(AutoModelForSequenceClassification, path, model, may_miss=("score.weight",), num_labels=1)
+    return _prepare(loaded, model, learner, "SEQ_CLS")
+
+
+def _load(factory: Any, path: str, model: ModelSpec, may_miss: tuple[str, ...] = (), **options: Any) -> Any:
     register()
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
+    loaded, info = factory.from_pretrained(
         path,
         revision=model.revision,
         dtype=getattr(torch, model.dtype),
         attn_implementation=NAME,
         trust_remote_code=model.trust_remote_code,
         output_loading_info=True,
+        **options,
     )
-    causal_lm, info = loaded
-    missing = [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]
+    absent = [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]
+    missing = [key for key in absent if key not in may_miss]
     if missing:
         raise LearnerError(f"{path}: {len(missing)} weights are missing or have another shape, the first is {missing[0]}")
-    use_liger_kernels(causal_lm, learner.liger_kernel)
-    checkpoint_activations(causal_lm, learner.gradient_checkpointing)
+    if absent:
+        _fill_with_zeros(loaded.score.weight)
+    return loaded
+
+
+def _fill_with_zeros(parameter: Any) -> None:
+    """Whole, or its partition where ZeRO-3 has partitioned it."""
+    with torch.no_grad():
+        getattr(parameter, "ds_tensor", parameter.data).zero_()
+
+
+def _prepare(loaded: Any, model: ModelSpec, learner: LearnerSpec, task_type: str) -> Any:
+    use_liger_kernels(loaded, learner.liger_kernel)
+    checkpoint_activations(loaded, learner.gradient_checkpointing)
     if model.lora is None:
-        return causal_lm
-    if causal_lm.is_gradient_checkpointing:
-        causal_lm.enable_input_require_grads()
-    return _add_adapters(causal_lm, model.lora)
+        return loaded
+    if loaded.is_gradient_checkpointing:
+        loaded.enable_input_require_grads()
+    return _add_adapters(loaded, model.lora, task_type)
 
 
-def _add_adapters(model: Any, lora: LoraSpec) -> Any:
+def _add_adapters(model: Any, lora: LoraSpec, task_type: str) -> Any:
     from peft import LoraConfig, get_peft_model
 
     targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
@@ -103,6 +128,6 @@ def _add_adapters(model: Any, lora: LoraSpec) -> Any:
         lora_alpha=lora.alpha,  # pyright: ignore[reportArgumentType]  (a float works as well)
         lora_dropout=lora.dropout,
         target_modules=targets,
-        task_type="CAUSAL_LM",
+        task_type=task_type,
     )
     return get_peft_model(model, config)

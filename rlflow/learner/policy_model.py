@@ -1,11 +1,12 @@
 """A causal language model whose output head returns log-probabilities instead of logits."""
 
+from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from rlflow.algorithms.fused_logprobs import TokenScores, fused_logprobs
+from rlflow.algorithms.losses import LossInputs
 from rlflow.errors import LearnerError
 from rlflow.learner.sequences import MicroBatchTensors
 
@@ -48,6 +49,24 @@ class PolicyModel(nn.Module):
         hidden_NH = hidden_BTH.flatten(0, 1)[batch.source_N]
         return causal_lm.get_output_embeddings()(hidden_NH, batch.targets_N, temperature)
 
+    def inputs(self, output: TokenScores, batch: MicroBatchTensors, known: Mapping[str, Tensor]) -> LossInputs:
+        """What a policy's objective depends on."""
+        return LossInputs(
+            logprobs_N=output.logprobs_N,
+            mean_logprobs_N=output.mean_logprobs_N,
+            entropy_N=output.entropy_N,
+            correct_N=output.correct_N,
+            counts=batch.counts,
+            weights_N=batch.weights_N,
+            advantages_N=batch.advantages_N,
+            sampler_logprobs_N=batch.sampler_logprobs_N,
+            **{f"{name}_N": values for name, values in known.items()},
+        )
+
+    def per_token(self, output: TokenScores) -> Tensor:
+        """What a scoring pass returns: log-probabilities, float32 [N]."""
+        return output.logprobs_N
+
 
 def _refuse_logit_transforms(config: Any) -> None:
     for name in _LOGIT_TRANSFORMS:
@@ -65,15 +84,3 @@ def trainable_parameters(model: nn.Module, weight_decay: float) -> list[dict[str
             (decayed if len(shape) > 1 else others).append(parameter)
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
-
-
-def count_parameters(model: nn.Module) -> int:
-    """All parameters, counted whole where ZeRO has partitioned them."""
-    return sum(int(getattr(p, "ds_numel", p.numel())) for p in model.parameters())
-
-
-def disable_dropout(model: nn.Module) -> None:
-    """Set every dropout to 0: log-probabilities of different passes must be comparable."""
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0

@@ -19,7 +19,8 @@ class TrainSequence:
     """int [L]."""
     loss_weights: np.ndarray
     """float32 [L]: weight of predicting each token; 0 where it is not trained. The first token never is."""
-    advantage: float = 0.0
+    advantage: float | np.ndarray = 0.0
+    """Of the whole sequence, or float32 [L]."""
     sampler_logprobs: np.ndarray | None = None
     """float32 [L], NaN on tokens that were not sampled; None if the sampler did not report them."""
 
@@ -42,6 +43,10 @@ class MicroBatchTensors:
     """Flat position (in B x T) whose output predicts each trained token."""
     targets_N: Tensor
     weights_N: Tensor
+    sequence_weights_S: Tensor
+    """Weight of each sequence in an objective that has one loss a sequence."""
+    last_S: Tensor
+    """Flat position of each sequence's last token."""
     advantages_N: Tensor
     sampler_logprobs_N: Tensor | None
     counts: tuple[int, ...]
@@ -89,8 +94,10 @@ def build_micro_batch(
             torch.float32,
             device,
         ),
+        sequence_weights_S=torch.tensor(scale, dtype=torch.float32, device=device),
+        last_S=torch.from_numpy(starts + np.array(lengths) - 1).to(device),
         advantages_N=_tensor(
-            [np.full(len(t), s.advantage) for s, t in zip(members, trained, strict=True)],
+            [np.broadcast_to(s.advantage, len(s.token_ids))[t] for s, t in zip(members, trained, strict=True)],
             torch.float32,
             device,
         ),

@@ -14,7 +14,11 @@ from rlflow.spec.rollout import RolloutSpec
 from rlflow.spec.run import EvaluateSpec, RunSpec
 
 
-class _JobSpec(Spec):
+class Job(Spec):
+    """What every job has."""
+
+    kind: str
+    """The algorithm."""
     run: RunSpec
     """Name, directory, seed, checkpoints."""
     model: ModelSpec
@@ -36,8 +40,13 @@ class _JobSpec(Spec):
             raise ValueError("set exactly one of steps and epochs")
         return self
 
+    @property
+    def rows_per_step(self) -> int:
+        """Rows of the data set that a step takes."""
+        raise NotImplementedError
 
-class SftJob(_JobSpec):
+
+class SftJob(Job):
     """Supervised fine-tuning: the learner alone."""
 
     kind: Literal["sft"]
@@ -49,25 +58,57 @@ class SftJob(_JobSpec):
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Share of each target's probability spread over the vocabulary: keeps the model's samples diverse."""
 
+    @property
+    def rows_per_step(self) -> int:
+        """Conversations."""
+        return self.batch_size
 
-class GrpoJob(_JobSpec):
-    """GRPO: rollout, reward and learner workers by turns."""
 
-    kind: Literal["grpo"]
-    """The algorithm."""
+class RolloutJob(Job):
+    """A job that samples: rollout, reward and learner workers by turns."""
+
     rollout: RolloutSpec = RolloutSpec()
     """The rollout workers and their sampling settings."""
     rewards: tuple[RewardSpec, ...] = Field(min_length=1)
     """What is rewarded; the weighted values are added up."""
     reward_pool: RewardPoolSpec = RewardPoolSpec()
     """The reward workers."""
-    grpo: GrpoSpec = GrpoSpec()
-    """The objective."""
     residency: Literal["auto", "turns", "together"] = "auto"
     """Engines sleep and the learner is offloaded by turns, or both stay on the GPU (together); auto: together if the plan's
     estimate says that both fit. Without GPUs both always stay."""
     prompts_per_step: int = Field(default=8, ge=1)
     """Prompts sampled for a step; with `rollout.num_generations` completions each."""
+
+    @property
+    def rows_per_step(self) -> int:
+        """Prompts."""
+        return self.prompts_per_step
+
+    @property
+    def corrects_sampler(self) -> bool:
+        """Whether the loss needs the sampler's log-probability of every token."""
+        return False
+
+    @property
+    def logprob_mode(self) -> Literal["all", "sample", "none"]:
+        """For which groups the sampler returns log-probabilities.
+
+        None with top_p or top_k: they are renormalised there, and cannot be compared with the learner's.
+        """
+        if not self.rollout.samples_model_distribution:
+            return "none"
+        if self.rollout.sampler_logprobs != "auto":
+            return self.rollout.sampler_logprobs
+        return "all" if self.corrects_sampler else "sample"
+
+
+class GrpoJob(RolloutJob):
+    """GRPO (Shao et al. 2024)."""
+
+    kind: Literal["grpo"]
+    """The algorithm."""
+    grpo: GrpoSpec = GrpoSpec()
+    """The objective."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -94,20 +135,15 @@ class GrpoJob(_JobSpec):
         return self
 
     @property
-    def logprob_mode(self) -> Literal["all", "sample", "none"]:
-        """For which groups the sampler returns log-probabilities.
-
-        None with top_p or top_k: they are renormalised there, and cannot be compared with the learner's.
-        """
-        if not self.rollout.samples_model_distribution:
-            return "none"
-        if self.rollout.sampler_logprobs != "auto":
-            return self.rollout.sampler_logprobs
-        return "all" if self.grpo.sampler_correction.mode != "none" else "sample"
+    def corrects_sampler(self) -> bool:
+        """Whether `grpo.sampler_correction` is on."""
+        return self.grpo.sampler_correction.mode != "none"
 
 
-JobSpec = Annotated[SftJob | GrpoJob, Field(discriminator="kind")]
-JOB_SPECS: TypeAdapter[SftJob | GrpoJob] = TypeAdapter(JobSpec)
+AnyJob = Annotated[SftJob | GrpoJob, Field(discriminator="kind")]
+JOB_SPECS: TypeAdapter[SftJob | GrpoJob] = TypeAdapter(AnyJob)
+JOB_KINDS: dict[str, type[Job]] = {"sft": SftJob, "grpo": GrpoJob}
+"""Job classes by `kind`."""
 
 
 def job_schema() -> dict[str, Any]:

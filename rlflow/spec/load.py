@@ -13,9 +13,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from rlflow.errors import SpecError
-from rlflow.spec.jobs import GrpoJob, SftJob
-
-_KINDS: dict[str, type[SftJob | GrpoJob]] = {"sft": SftJob, "grpo": GrpoJob}
+from rlflow.spec.jobs import JOB_KINDS, Job
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -47,7 +45,7 @@ _UniqueKeyLoader.add_implicit_resolver(
 )
 
 
-def load_job(path: str | Path, overrides: Sequence[str] = ()) -> SftJob | GrpoJob:
+def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Job:
     """Read a job spec from a YAML file and apply `key=value` overrides.
 
     Raises `SpecError` with one line a problem, each starting with the path of its field.
@@ -55,18 +53,18 @@ def load_job(path: str | Path, overrides: Sequence[str] = ()) -> SftJob | GrpoJo
     return parse_job(read_yaml(path), overrides, origin=str(path))
 
 
-def parse_job(document: dict[str, Any], overrides: Sequence[str] = (), *, origin: str = "spec") -> SftJob | GrpoJob:
+def parse_job(document: dict[str, Any], overrides: Sequence[str] = (), *, origin: str = "spec") -> Job:
     """Validate a job spec given as plain data."""
     document = json.loads(json.dumps(document))
     for override in overrides:
         _apply_override(document, override)
     kind = document.get("kind")
-    if not isinstance(kind, str) or kind not in _KINDS:
-        raise SpecError(f"{origin}: kind: {_unknown(kind, _KINDS)}")
+    if not isinstance(kind, str) or kind not in JOB_KINDS:
+        raise SpecError(f"{origin}: kind: {_unknown(kind, JOB_KINDS)}")
     try:
-        return _KINDS[kind].model_validate(document)
+        return JOB_KINDS[kind].model_validate(document)
     except ValidationError as error:
-        lines = [f"{origin}: {line}" for line in _problems(error, _KINDS[kind], document)]
+        lines = [f"{origin}: {line}" for line in _problems(error, JOB_KINDS[kind], document)]
         raise SpecError("\n".join(dict.fromkeys(lines))) from None
     except SpecError as error:
         raise SpecError(f"{origin}: {error}") from None
@@ -87,12 +85,12 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return document
 
 
-def resolved(job: SftJob | GrpoJob) -> dict[str, Any]:
+def resolved(job: Job) -> dict[str, Any]:
     """The spec with every default filled in, as JSON data."""
     return job.model_dump(mode="json")
 
 
-def spec_hash(job: SftJob | GrpoJob) -> str:
+def spec_hash(job: Job) -> str:
     """A short fingerprint of the resolved spec."""
     return hashlib.sha256(json.dumps(resolved(job), sort_keys=True).encode()).hexdigest()[:12]
 

@@ -243,12 +243,12 @@ def train(rank: Rank, case: Case) -> Training:
     for step in steps:
         old |= learner.score(step, batch.sequences)
         reference |= learner.score(step, batch.sequences, reference=True)
-    known = {"old": old, "reference": reference}
+    known = {"old_logprobs": old, "reference_logprobs": reference}
     metrics = []
     for step in steps:
         if case.moves:
             move_away_and_back(learner)
-        metrics.append(learner.train_step(step, batch.sequences, LOSS, learning_rate=LEARNING_RATE, **known))
+        metrics.append(learner.train_step(step, batch.sequences, LOSS, learning_rate=LEARNING_RATE, known=known))
     if case.moves:
         learner.move("weights")  # as at a weight sync
     return Training(metrics, rank.weights())
@@ -256,7 +256,7 @@ def train(rank: Rank, case: Case) -> Training:
 
 def move_away_and_back(learner: Any) -> None:
     """Every way from one place to another."""
-    parameter = next(learner._policy.parameters())
+    parameter = next(learner._model.parameters())
     weights = getattr(parameter, "ds_tensor", parameter.data).untyped_storage()
     for state, holds_weights in {"weights": True, "offloaded": False, "full": True}.items():
         learner.move(state)

@@ -151,7 +151,7 @@ def _batch() -> StoredBatch:
 
 
 def _parameters(learner: Any) -> Arrays:
-    named = dict(learner._policy.model.named_parameters())
+    named = dict(learner._model.model.named_parameters())
     with gathered(list(named.values())):
         return {name: parameter.detach().numpy().copy() for name, parameter in named.items()}
 

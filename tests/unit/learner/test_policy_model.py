@@ -5,7 +5,7 @@ import torch
 from rlflow.algorithms.batch_plan import MicroBatch
 from rlflow.errors import LearnerError
 from rlflow.learner.attention import NAME, register
-from rlflow.learner.policy_model import PolicyModel, count_parameters, disable_dropout, trainable_parameters
+from rlflow.learner.policy_model import PolicyModel, trainable_parameters
 from rlflow.learner.sequences import TrainSequence, build_micro_batch
 from tests.unit.learner.tiny_models import tiny_qwen3
 
@@ -66,14 +66,3 @@ def test_frozen_parameters_are_not_trained():
     assert len(trainable_parameters(model, 0.1)) == 1
     model.requires_grad_(False)
     assert trainable_parameters(model, 0.1) == []
-
-
-def test_tied_parameters_are_counted_once():
-    assert count_parameters(tiny_qwen3(tied=False)) - count_parameters(tiny_qwen3(tied=True)) == 40 * 32
-
-
-def test_disabled_dropout_is_the_identity():
-    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Dropout(0.5)).train()
-    disable_dropout(model)
-    x = torch.ones(2, 4)
-    torch.testing.assert_close(model(x), model[0](x))

@@ -1,0 +1,24 @@
+"""What there is to each kind of job: how it runs, and what it runs on."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from rlflow.cluster.devices import DevicePlan
+from rlflow.jobs.context import JobContext
+from rlflow.jobs.grpo import grpo_devices, run_grpo_job
+from rlflow.jobs.sft import run_sft_job, sft_devices
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of job; both functions take a job of that kind."""
+
+    run: Callable[[Any, JobContext], Awaitable[None]]
+    devices: Callable[[Any, Literal["gpu", "cpu"]], DevicePlan]
+
+
+KINDS = {
+    "sft": Kind(run_sft_job, sft_devices),
+    "grpo": Kind(run_grpo_job, grpo_devices),
+}
