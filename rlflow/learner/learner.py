@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -160,7 +161,13 @@ class Learner:
             self._model.inputs(output, batch, {name: batch.flatten(values) for name, values in known.items()})
         )
         weights = batch.sequence_weights_S if getattr(objective, "level", "token") == "sequence" else batch.weights_N
-        return (losses * weights).sum(), means
+        loss = (losses * weights).sum()
+        if getattr(output, "balance_S", None) is not None:
+            share_S = torch.stack([part.sum() for part in batch.weights_N.split(batch.counts)])
+            balance = (output.balance_S * share_S).sum()
+            loss = loss + self._spec.router_aux_loss_coefficient * balance
+            means = {**means, "router_aux_loss": (balance.detach(), share_S.sum())}
+        return loss, means
 
     def _step(self) -> float:
         self._engine.step()
@@ -231,7 +238,9 @@ def _describe(layout: dict[str, int]) -> str:
 
 
 def _build_model(role: Role, model_path: str, model: ModelSpec, spec: LearnerSpec, config: dict[str, Any]) -> Any:
-    load, wrap = (load_causal_lm, PolicyModel) if role == "policy" else (load_value_model, ValueModel)
+    load = load_causal_lm if role == "policy" else load_value_model
+    balances_experts = spec.router_aux_loss_coefficient > 0
+    wrap = partial(PolicyModel, balances_experts=balances_experts) if role == "policy" else ValueModel
     if spec.zero_stage != 3:
         return wrap(load(model_path, model, spec))
     from transformers.integrations.deepspeed import HfDeepSpeedConfig

@@ -98,6 +98,8 @@ def _load(factory: Any, path: str, model: ModelSpec, may_miss: tuple[str, ...] =
     missing = [key for key in absent if key not in may_miss]
     if missing:
         raise LearnerError(f"{path}: {len(missing)} weights are missing or have another shape, the first is {missing[0]}")
+    if getattr(loaded.config, "num_experts_per_tok", None):
+        loaded.set_experts_implementation(model.experts_implementation)
     if absent:
         _fill_with_zeros(loaded.score.weight)
     return loaded

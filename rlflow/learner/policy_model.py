@@ -1,12 +1,13 @@
 """A causal language model whose output head returns log-probabilities instead of logits."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from rlflow.algorithms.fused_logprobs import TokenScores, fused_logprobs
-from rlflow.algorithms.losses import LossInputs
+from rlflow.algorithms.losses import LossInputs, load_balancing_loss
 from rlflow.errors import LearnerError
 from rlflow.learner.sequences import MicroBatchTensors
 
@@ -26,36 +27,56 @@ class LogprobHead(nn.Module):
         return fused_logprobs(hidden_NH, self.weight, targets_N, temperature)
 
 
+class PolicyOutput(NamedTuple):
+    """Of a micro-batch (a tuple, which DeepSpeed's hooks see through)."""
+
+    scores: TokenScores
+    balance_S: Tensor | None
+    """float32 [S]: load-balancing loss of each sequence, with gradient; None if not asked for."""
+
+
 class PolicyModel(nn.Module):
     """A transformers causal language model (with or without peft adapters), called with micro-batches."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, *, balances_experts: bool = False) -> None:
+        """Raises `LearnerError` for models whose logits or experts are not as asked for."""
         super().__init__()
+        self._balances_experts = balances_experts
         self.model = model
         self.causal_lm = [model.get_base_model() if hasattr(model, "peft_config") else model]  # a list: not a second submodule
         _refuse_logit_transforms(self.causal_lm[0].config)
+        if balances_experts and not hasattr(self.causal_lm[0].config, "num_experts_per_tok"):
+            raise LearnerError("learner.router_aux_loss_coefficient: this model has no experts to balance; set it to 0")
         self.causal_lm[0].set_output_embeddings(LogprobHead(self.causal_lm[0].get_output_embeddings()))
 
-    def forward(self, batch: MicroBatchTensors, temperature: float) -> TokenScores:
+    def forward(self, batch: MicroBatchTensors, temperature: float) -> PolicyOutput:
         """Score the batch's N trained tokens."""
         causal_lm = self.causal_lm[0]
         # use_cache=False and no attention mask: with either, transformers builds masks that ignore packing.
-        hidden_BTH = causal_lm.base_model(
+        output = causal_lm.base_model(
             input_ids=batch.input_ids_BT,
             position_ids=batch.position_ids_BT,
             use_cache=False,
             rlflow_segments=batch.segments,
-        ).last_hidden_state
-        hidden_NH = hidden_BTH.flatten(0, 1)[batch.source_N]
-        return causal_lm.get_output_embeddings()(hidden_NH, batch.targets_N, temperature)
+            **({"output_router_logits": True} if self._balances_experts else {}),
+        )
+        hidden_NH = output.last_hidden_state.flatten(0, 1)[batch.source_N]
+        scores = causal_lm.get_output_embeddings()(hidden_NH, batch.targets_N, temperature)
+        return PolicyOutput(scores, self._balance(output, batch) if self._balances_experts else None)
 
-    def inputs(self, output: TokenScores, batch: MicroBatchTensors, known: Mapping[str, Tensor]) -> LossInputs:
+    def _balance(self, output: Any, batch: MicroBatchTensors) -> Tensor:
+        router_logits_LTE = torch.stack([logits.flatten(0, -2) for logits in output.router_logits])
+        top_k = self.causal_lm[0].config.num_experts_per_tok
+        return load_balancing_loss(router_logits_LTE, batch.sequence_of_T, len(batch.sequences), top_k)
+
+    def inputs(self, output: PolicyOutput, batch: MicroBatchTensors, known: Mapping[str, Tensor]) -> LossInputs:
         """What a policy's objective depends on."""
+        scores = output.scores
         return LossInputs(
-            logprobs_N=output.logprobs_N,
-            mean_logprobs_N=output.mean_logprobs_N,
-            entropy_N=output.entropy_N,
-            correct_N=output.correct_N,
+            logprobs_N=scores.logprobs_N,
+            mean_logprobs_N=scores.mean_logprobs_N,
+            entropy_N=scores.entropy_N,
+            correct_N=scores.correct_N,
             counts=batch.counts,
             weights_N=batch.weights_N,
             advantages_N=batch.advantages_N,
@@ -63,9 +84,9 @@ class PolicyModel(nn.Module):
             **{f"{name}_N": values for name, values in known.items()},
         )
 
-    def per_token(self, output: TokenScores) -> Tensor:
+    def per_token(self, output: PolicyOutput) -> Tensor:
         """What a scoring pass returns: log-probabilities, float32 [N]."""
-        return output.logprobs_N
+        return output.scores.logprobs_N
 
 
 def _refuse_logit_transforms(config: Any) -> None:

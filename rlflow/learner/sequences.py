@@ -39,6 +39,8 @@ class MicroBatchTensors:
     position_ids_BT: Tensor
     segments: Segments | None
     """Where the sequences lie in a packed row; None: one sequence a row, padded on the right."""
+    sequence_of_T: Tensor
+    """int64 [B x T]: which sequence each flat position belongs to; -1 for padding."""
     source_N: Tensor
     """Flat position (in B x T) whose output predicts each trained token."""
     targets_N: Tensor
@@ -75,10 +77,11 @@ def build_micro_batch(
     row_length = sum(lengths) if packing else max(lengths)
     starts = np.cumsum([0, *lengths[:-1]]) if packing else np.arange(len(members)) * row_length
     size = row_length if packing else row_length * len(members)
-    input_ids, positions = np.zeros(size, np.int64), np.zeros(size, np.int64)
-    for start, length, sequence in zip(starts, lengths, members, strict=True):
+    input_ids, positions, sequence_of = np.zeros(size, np.int64), np.zeros(size, np.int64), np.full(size, -1)
+    for number, (start, length, sequence) in enumerate(zip(starts, lengths, members, strict=True)):
         input_ids[start : start + length] = sequence.token_ids
         positions[start : start + length] = np.arange(length)
+        sequence_of[start : start + length] = number
     trained = [s.trained for s in members]
     scale = [0.0 if micro_batch.is_padding else token_weights[i] for i in micro_batch.sequences]
     known = [s.sampler_logprobs is not None for s in members]
@@ -87,6 +90,7 @@ def build_micro_batch(
         input_ids_BT=torch.from_numpy(input_ids).view(-1, row_length).to(device),
         position_ids_BT=torch.from_numpy(positions).view(-1, row_length).to(device),
         segments=Segments.from_lengths(lengths, device) if packing else None,
+        sequence_of_T=torch.from_numpy(sequence_of).to(device),
         source_N=_tensor([start + t - 1 for start, t in zip(starts, trained, strict=True)], torch.int64, device),
         targets_N=_tensor([s.token_ids[t] for s, t in zip(members, trained, strict=True)], torch.int64, device),
         weights_N=_tensor(

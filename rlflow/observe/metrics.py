@@ -30,6 +30,7 @@ METRICS: dict[str, str] = {
     "sampler_logprob_abs_diff_mean": "mean |log-probability by sampler - by learner| of sampled tokens, nats",
     "sampler_weight_mean": "mean importance weight that corrects sampler against learner",
     "weight_version": "version of the weights that sampled this step's completions",
+    "router_aux_loss": "load-balancing loss of a mixture of experts, without its coefficient; top_k if balanced perfectly",
     "token_accuracy": "trained tokens whose most probable prediction is the target / trained tokens",
     "learn_tokens": "tokens that the learner processed in the step, padding not counted",
     "tokens_per_second": "tokens of the step (prompts and completions) / step_seconds",

@@ -47,6 +47,8 @@ class WeightReceiver:
         with torch.no_grad(), torch.device(self._rlflow_device()):
             finalize_layerwise_reload(model, self.model_runner.model_config)
             _repack_tied_head(model)
+            if not torch.cuda.is_available():
+                _repack_experts(model)
         self._rlflow_buffers = {}
         if torch.cuda.is_available():
             torch.cuda.synchronize()
@@ -84,3 +86,11 @@ def _repack_tied_head(model: nn.Module) -> None:
     for head in (m for m in modules if isinstance(m, ParallelLMHead)):
         head.weight = embeddings[0].weight
         head.quant_method.process_weights_after_loading(head)
+
+
+def _repack_experts(model: nn.Module) -> None:
+    """On CPU, vLLM packs the weights of a mixture of experts when it first loads them, and not when it loads them again."""
+    for layer in model.modules():
+        kernel = getattr(getattr(layer, "quant_method", None), "moe_kernel", None)
+        if kernel is not None:
+            kernel.fused_experts.process_weights_after_loading(layer)

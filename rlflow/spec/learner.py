@@ -58,6 +58,8 @@ class LearnerSpec(Spec):
     or none; auto: as few as fit in memory by the plan's estimate (see `rlflow plan`)."""
     liger_kernel: bool | Literal["auto"] = "auto"
     """Liger's fused kernels for norms, rotary embeddings and SwiGLU; auto: on GPUs, where it is installed and knows the model."""
+    router_aux_loss_coefficient: float = Field(default=0.0, ge=0)
+    """Weight of the load-balancing loss of a mixture of experts (Fedus et al. 2021, eq. 4), for each sequence by itself."""
     timeout_s: float = Field(default=1800.0, gt=0)
     """Limit of one collective operation between ranks, in seconds."""
 

@@ -52,6 +52,9 @@ class ModelSpec(Spec):
     """Hub revision of `path`."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Data type of weights and activations, in the learner and in the sampler. The optimiser's copy is always float32."""
+    experts_implementation: Literal["grouped_mm", "batched_mm", "eager"] = "grouped_mm"
+    """How a mixture of experts computes in the learner: all experts in one grouped matrix product, or one after the other (eager,
+    many times slower)."""
     lora: LoraSpec | None = None
     """Train adapters instead of all parameters."""
     trust_remote_code: bool = False

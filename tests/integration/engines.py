@@ -21,12 +21,17 @@ _REAP_TIMEOUT_S = 5.0
 STOP_TOKEN = 1
 
 
-def save_tiny_model(directory: Path, *, tied: bool, vocabulary: int = 60) -> str:
-    """Write a Qwen3 of two layers with grouped-query attention and no tokenizer, and return its directory."""
-    import torch
-    from transformers import Qwen3Config, Qwen3ForCausalLM
+def save_tiny_model(directory: Path, *, tied: bool, vocabulary: int = 60, experts: int = 0) -> str:
+    """Write a Qwen3 of two layers with grouped-query attention and no tokenizer, and return its directory.
 
-    config = Qwen3Config(
+    With `experts`, its feed-forward parts are mixtures of that many, two of which see a token.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    mixture = {"num_experts": experts, "num_experts_per_tok": 2, "moe_intermediate_size": 32} if experts else {}
+    config = AutoConfig.for_model(
+        "qwen3_moe" if experts else "qwen3",
         vocab_size=vocabulary,
         hidden_size=64,
         num_hidden_layers=2,
@@ -39,9 +44,10 @@ def save_tiny_model(directory: Path, *, tied: bool, vocabulary: int = 60) -> str
         eos_token_id=STOP_TOKEN,
         pad_token_id=2,
         bos_token_id=None,
+        **mixture,
     )
     torch.manual_seed(0)
-    Qwen3ForCausalLM(config).save_pretrained(directory)
+    AutoModelForCausalLM.from_config(config).save_pretrained(directory)
     return str(directory)
 
 

@@ -48,6 +48,7 @@ class Case:
     moves: bool = False
     """Whether the states leave and come back between any two calls."""
     dtype: Any = "float32"
+    router_aux_loss_coefficient: float = 0.0
 
     @property
     def learner(self) -> LearnerSpec:
@@ -56,6 +57,7 @@ class Case:
             micro_batch_tokens=self.micro_batch_tokens,
             packing=self.packing,
             gradient_checkpointing=self.gradient_checkpointing,
+            router_aux_loss_coefficient=self.router_aux_loss_coefficient,
             max_grad_norm=0.5,  # below the norms of the batch, so that clipping is compared too
             optimizer=OptimizerSpec(learning_rate=LEARNING_RATE, epsilon=1e-5),
             timeout_s=60.0,
@@ -79,12 +81,17 @@ class Case:
 class Models:
     tied: str
     untied: str
+    experts: str
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory) -> Models:
     folder = tmp_path_factory.mktemp("models")
-    return Models(save_tiny_model(folder / "tied", tied=True), save_tiny_model(folder / "untied", tied=False))
+    return Models(
+        save_tiny_model(folder / "tied", tied=True),
+        save_tiny_model(folder / "untied", tied=False),
+        save_tiny_model(folder / "experts", tied=False, experts=4),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +158,29 @@ def test_gradient_checkpointing_changes_nothing(models, groups, expected, tying,
 @pytest.mark.parametrize(("ranks", "stage"), [(1, 3), (2, 3), (1, 2), (2, 1)])
 def test_states_that_left_and_came_back_train_on(models, groups, expected, ranks, stage):
     check(Case(models.tied, ranks, zero_stage=stage, moves=True), groups, expected)
+
+
+@pytest.mark.parametrize(("ranks", "stage", "mode"), [(1, 1, "none"), (2, 3, "none"), (2, 3, "selective"), (1, 3, "full")])
+def test_a_mixture_of_experts_trains_as_with_eager_experts(models, groups, expected, ranks, stage, mode):
+    check(Case(models.experts, ranks, zero_stage=stage, gradient_checkpointing=mode), groups, expected)
+
+
+def test_balancing_experts_does_not_depend_on_the_cut(models, groups):
+    whole = Case(models.experts, router_aux_loss_coefficient=0.1, micro_batch_tokens=4096)
+    cuts = [
+        replace(whole, ranks=2, zero_stage=3),
+        replace(whole, packing=False, micro_batch_tokens=512, gradient_checkpointing="full"),
+    ]
+    first, *others = [groups[case.ranks].run(train, case)[0] for case in (whole, *cuts)]
+    for other in others:
+        for step, same_step in zip(first.metrics, other.metrics, strict=True):
+            assert same_step == pytest.approx(step, rel=RELATIVE)
+    plain = groups[1].run(train, replace(whole, router_aux_loss_coefficient=0.0))[0]
+    step, batch = whole.batch.plan.plan.steps[0], whole.batch
+    weight = sum(step.token_weights[i] * len(batch.sequences[i].trained) for micro in step.ranks[0] for i in micro.sequences)
+    auxiliary = first.metrics[0]["router_aux_loss"]
+    assert auxiliary > 2, "at its best it is top_k"
+    assert first.metrics[0]["loss"] == pytest.approx(plain.metrics[0]["loss"] + 0.1 * weight * auxiliary, rel=1e-4)
 
 
 def test_more_ranks_than_sequences_pad_with_nothing(models, groups):

@@ -30,7 +30,7 @@ TOLERANCE = 1e-4
 LOST = 0.1
 """A mean difference that no rounding explains."""
 BLOCK_TOKENS = 32
-LOST_BUCKETS = {"tied-60": 0, "tied-64": 4, "untied-60": 2, "untied-64": 8}
+LOST_BUCKETS = {"tied-60": 0, "tied-64": 4, "untied-60": 2, "untied-64": 8, "experts-64": 4}
 PROMPT_LENGTHS = (3, 4, 5, 3 * BLOCK_TOKENS + 5)
 
 
@@ -49,7 +49,8 @@ def sampler(request, tmp_path_factory) -> Iterator[Sampler]:
     """vLLM pads a vocabulary to a multiple of 64, so 60 is padded and 64 is not."""
     tying, vocabulary = request.param.split("-")
     directory = tmp_path_factory.mktemp("model")
-    model = save_tiny_model(directory, tied=tying == "tied", vocabulary=int(vocabulary))
+    experts = 8 if tying == "experts" else 0
+    model = save_tiny_model(directory, tied=tying == "tied", vocabulary=int(vocabulary), experts=experts)
     spec = RolloutSpec(max_completion_tokens=8, engine={"skip_tokenizer_init": True, "block_size": BLOCK_TOKENS})
     with rollout_engine(model, spec, max_model_tokens=128) as worker:
         yield Sampler(model, worker, lost_bucket=LOST_BUCKETS[request.param])

@@ -27,7 +27,7 @@ def test_scores_are_log_softmax_of_the_plain_model(tied, packing):
         MicroBatch(tuple(SEQUENCES)), SEQUENCES, dict.fromkeys(SEQUENCES, 1.0), packing=packing, device=torch.device("cpu")
     )
     with torch.no_grad():
-        scores = policy(batch, 0.7)
+        scores = policy(batch, 0.7).scores
         for number, logprobs in batch.split(scores.logprobs_N).items():
             ids = torch.from_numpy(SEQUENCES[number].token_ids)[None]
             expected = (plain(ids).logits[0, :-1] / 0.7).log_softmax(-1).gather(-1, ids[0, 1:, None])[:, 0]
@@ -39,7 +39,7 @@ def test_an_empty_batch_of_trained_tokens_has_a_gradient_of_zero():
     policy = PolicyModel(tiny_qwen3(attention=NAME))
     untrained = {0: TrainSequence(np.arange(4), np.zeros(4, np.float32))}
     batch = build_micro_batch(MicroBatch((0,)), untrained, {0: 1.0}, packing=True, device=torch.device("cpu"))
-    scores = policy(batch, 1.0)
+    scores = policy(batch, 1.0).scores
     assert scores.logprobs_N.shape == (0,)
     scores.logprobs_N.sum().backward()
     gradients = [parameter.grad for parameter in policy.parameters() if parameter.grad is not None]
