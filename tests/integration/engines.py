@@ -203,7 +203,6 @@ async def _answer(pipe: Any, function: Callable[..., Any], *arguments: Any, repl
 
 
 def _open_rank(rank: int, world_size: int, port: int) -> Any:
-    os.environ["DS_ACCELERATOR"] = "cpu"
     from tests.integration.learner_rank import Rank
 
     return Rank(rank, world_size, port)
