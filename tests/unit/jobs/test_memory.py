@@ -1,0 +1,98 @@
+"""The plan's estimate against what was measured on one H100 (torch's reserved memory, tests/benchmarks/sft.py)."""
+
+import pytest
+
+from rlflow.jobs.memory import estimate_memory
+from rlflow.jobs.model_facts import ModelFacts
+from rlflow.jobs.settle import settle
+from rlflow.spec.load import parse_job
+
+MEASURED_GIB = [
+    ("qwen3-1.7b", 1, 16384, 69.0),
+    ("qwen3-1.7b", 3, 16384, 66.8),
+    ("qwen3-0.6b", 3, 29500, 51.0),  # micro-batches of at most 32,768 tokens, evenly filled
+]
+FACTS = {
+    "qwen3-0.6b": ModelFacts(596_049_920, 155_582_464, 28, 1024, 16, 8, 128, 3072, 151936, 40960),
+    "qwen3-1.7b": ModelFacts(1_720_574_976, 311_164_928, 28, 2048, 16, 8, 128, 6144, 151936, 40960),
+}
+
+
+def sft(**learner):
+    return parse_job(
+        {
+            "kind": "sft",
+            "run": {"name": "a"},
+            "model": {"path": "m"},
+            "data": {"sources": ["x.jsonl"]},
+            "steps": 1,
+            "learner": learner,
+        }
+    )
+
+
+def grpo(**fields):
+    return parse_job(
+        {
+            "kind": "grpo",
+            "run": {"name": "a"},
+            "model": {"path": "m"},
+            "data": {"sources": ["x.jsonl"], "max_prompt_tokens": 64},
+            "rewards": [{"type": "accuracy"}],
+            "prompts_per_step": 32,
+            "steps": 1,
+            **fields,
+        }
+    )
+
+
+@pytest.mark.parametrize(("shape", "stage", "tokens", "measured"), MEASURED_GIB)
+def test_the_estimate_is_within_15_percent(shape, stage, tokens, measured):
+    job = sft(zero_stage=stage, micro_batch_tokens=tokens, gradient_checkpointing="none")
+    estimate = estimate_memory(job, FACTS[shape], on_gpu=True, device_gib=79.2)
+    assert estimate.peak == pytest.approx(measured, rel=0.15)
+
+
+def test_a_small_model_stays_beside_its_engine_with_all_activations():
+    job = settle(grpo(), FACTS["qwen3-0.6b"], on_gpu=True, device_gib=79.2)
+    assert (job.residency, job.learner.gradient_checkpointing, job.learner.zero_stage) == ("together", "none", 1)
+    assert 0.2 < job.rollout.gpu_memory_utilization < 0.4
+
+
+def test_what_does_not_fit_beside_each_other_takes_turns():
+    rollout = {"max_completion_tokens": 8192}
+    job = settle(grpo(rollout=rollout), FACTS["qwen3-1.7b"], on_gpu=True, device_gib=79.2)
+    assert job.residency == "turns"
+    assert job.rollout.gpu_memory_utilization == 0.85
+
+
+def test_a_small_device_recomputes():
+    modes = [
+        settle(sft(), FACTS["qwen3-1.7b"], on_gpu=True, device_gib=gib).learner.gradient_checkpointing for gib in (79, 64, 45)
+    ]
+    assert modes == ["none", "selective", "full"]
+
+
+def test_more_ranks_partition_what_one_cannot_hold():
+    stages = [
+        settle(sft(num_ranks=8), FACTS["qwen3-1.7b"], on_gpu=True, device_gib=gib).learner.zero_stage for gib in (79, 30, 20)
+    ]
+    assert stages == sorted(stages) and stages[0] == 1 and stages[-1] > 1
+
+
+def test_what_the_spec_says_stays():
+    job = grpo(
+        residency="turns", learner={"zero_stage": 2, "gradient_checkpointing": "full"}, rollout={"gpu_memory_utilization": 0.5}
+    )
+    settled = settle(job, FACTS["qwen3-0.6b"], on_gpu=True, device_gib=79.2)
+    assert settled == job
+
+
+def test_an_unknown_model_gets_the_most_frugal():
+    job = settle(grpo(learner={"num_ranks": 2}), None, on_gpu=True, device_gib=79.2)
+    assert (job.residency, job.learner.gradient_checkpointing, job.learner.zero_stage) == ("turns", "full", 3)
+
+
+def test_without_gpus_nothing_moves():
+    job = settle(grpo(), FACTS["qwen3-0.6b"], on_gpu=False, device_gib=24.0)
+    assert job.residency == "together"
