@@ -19,6 +19,7 @@ from rlflow.jobs.context import JobContext, Machine
 from rlflow.jobs.kinds import KINDS
 from rlflow.jobs.plan import plan_job
 from rlflow.jobs.ray_job import job_id
+from rlflow.jobs.static_checks import check_same_spec
 from rlflow.observe.journal import Journal
 from rlflow.observe.progress import Progress
 from rlflow.observe.report import write_report
@@ -58,11 +59,7 @@ def _run_job(path: str, job: Job, machine: Machine, console: Console) -> RunSumm
 def _is_finished(run: RunDirectory, job: Job) -> bool:
     if not run.exists:
         return False
-    difference = run.spec_difference(resolved(job))
-    if difference is not None:
-        raise SpecError(
-            f"run.name: {run.path} holds a run of another spec (other at {difference}); choose another run.name, or remove it"
-        )
+    check_same_spec(run, job)  # again: another process may have made it meanwhile
     status = run.read_status()
     return status is not None and status.state == "succeeded"
 

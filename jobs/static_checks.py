@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rlflow.data.chat import read_template
 from rlflow.data.files import list_files
-from rlflow.errors import UserError
+from rlflow.errors import SpecError, UserError
 from rlflow.jobs.prepare import model_path
 from rlflow.observe.run_dir import RunDirectory
 from rlflow.spec.data import FileSource
@@ -30,13 +30,17 @@ def static_problems(job: Job, earlier_runs: Sequence[str] = ()) -> list[str]:
     return problems
 
 
-def _check_run(job: Job) -> None:
-    run = RunDirectory(Path(job.run.dir) / job.run.name)
+def check_same_spec(run: RunDirectory, job: Job) -> None:
+    """Raises `SpecError` if the run directory holds a run of another spec."""
     difference = run.spec_difference(resolved(job)) if run.exists else None
     if difference is not None:
-        raise UserError(
+        raise SpecError(
             f"run.name: {run.path} holds a run of another spec (other at {difference}); choose another run.name, or remove it"
         )
+
+
+def _check_run(job: Job) -> None:
+    check_same_spec(RunDirectory(Path(job.run.dir) / job.run.name), job)
 
 
 def _check_template(job: Job) -> None:

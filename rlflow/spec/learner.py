@@ -32,6 +32,14 @@ class ScheduleSpec(Spec):
     min_learning_rate: float = Field(default=0.0, ge=0)
     """Floor of the decay."""
 
+    @model_validator(mode="after")
+    def _nothing_ignored(self) -> Self:
+        if self.warmup_steps is not None and self.warmup_fraction:
+            raise ValueError("set only one of warmup_steps and warmup_fraction")
+        if self.type == "constant" and self.min_learning_rate:
+            raise ValueError("min_learning_rate: a constant schedule does not decay; set type to linear or cosine")
+        return self
+
 
 class LearnerSpec(Spec):
     """The DeepSpeed learner group."""

@@ -130,9 +130,11 @@ def default_name(spec: RewardSpec) -> str:
 
 
 def resolve_names(specs: Sequence[RewardSpec]) -> list[str]:
-    """One name per reward, in order. Raises SpecError if two rewards would share one."""
+    """One name per reward, in order. Raises SpecError if two rewards would share one, or one has the sum's."""
     names = [default_name(spec) for spec in specs]
     for index, name in enumerate(names):
+        if name == "reward":
+            raise SpecError(f"rewards[{index}]: the name 'reward' is that of the weighted sum; give it another `name`")
         if name in names[:index]:
             raise SpecError(
                 f"rewards[{index}]: the name '{name}' is already taken by rewards[{names.index(name)}]; "

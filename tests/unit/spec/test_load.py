@@ -127,8 +127,20 @@ def test_fields_of_another_kind_are_unknown():
             "rewards[1]: the name 'accuracy' is already taken by rewards[0]; give one of them another `name`",
         ),
         (
-            {"learner": {"optimizer": {"learning_rate": 1e-6}, "schedule": {"min_learning_rate": 1e-5}}},
+            {"learner": {"optimizer": {"learning_rate": 1e-6}, "schedule": {"type": "linear", "min_learning_rate": 1e-5}}},
             "learner: schedule.min_learning_rate is above optimizer.learning_rate",
+        ),
+        (
+            {"learner": {"schedule": {"min_learning_rate": 1e-9}}},
+            "learner.schedule: min_learning_rate: a constant schedule does not decay; set type to linear or cosine",
+        ),
+        (
+            {"learner": {"schedule": {"warmup_steps": 3, "warmup_fraction": 0.1}}},
+            "learner.schedule: set only one of warmup_steps and warmup_fraction",
+        ),
+        (
+            {"rewards": [{"type": "accuracy", "name": "reward"}]},
+            "rewards[0]: the name 'reward' is that of the weighted sum; give it another `name`",
         ),
         (
             {"prompts_per_step": 8, "grpo": {"optimizer_steps_per_batch": 3}},
