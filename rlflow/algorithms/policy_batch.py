@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Any
 
 from rlflow.algorithms.advantages import AdvantageEstimator, Advantages, Scale, gdpo_advantages, has_spread, policy_advantages
 from rlflow.algorithms.batch_plan import BatchPlan, StepPlan, plan_step
@@ -98,8 +99,9 @@ def plan_policy_batch(groups: Sequence[ScoredGroup], settings: PolicyBatchSettin
 
 
 def plan_scoring(groups: Sequence[ScoredGroup], settings: PolicyBatchSettings) -> PolicyBatch:
-    """A batch of one step that holds every sample that may be trained: for a scoring pass before advantages are known."""
-    return plan_policy_batch(groups, replace(settings, filter_overlong=False, optimizer_steps=1, epochs=1, kl_in_reward=0.0))
+    """A batch of one step that holds every sample that may be trained, for a scoring pass: its advantages mean nothing."""
+    plain: dict[str, Any] = {"advantage_estimator": "grpo", "scale_rewards": "none", "kl_in_reward": 0.0}
+    return plan_policy_batch(groups, replace(settings, filter_overlong=False, optimizer_steps=1, epochs=1, **plain))
 
 
 def with_kl(groups: Sequence[ScoredGroup], batch: PolicyBatch, kl: Mapping[int, float]) -> list[ScoredGroup]:

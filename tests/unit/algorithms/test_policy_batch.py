@@ -199,6 +199,8 @@ def test_scoring_takes_every_sample_in_one_step():
     batch = plan_scoring(groups, PolicyBatchSettings(**{**SETTINGS, "filter_overlong": True, "optimizer_steps": 2, "epochs": 3}))
     [step] = batch.plan.steps
     assert trained(step) == list(range(8))
+    gdpo = PolicyBatchSettings(**{**SETTINGS, "advantage_estimator": "gdpo", "kl_in_reward": 1.0})
+    assert plan_scoring(groups, gdpo).plan.steps, "before there are rewards by name or KL"
 
 
 def test_gdpo_takes_the_rewards_apart_and_leaves_failed_samples_out():
