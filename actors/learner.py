@@ -12,6 +12,7 @@ from ray import ObjectRef
 
 from rlflow.algorithms.batch_plan import StepPlan
 from rlflow.algorithms.policy_batch import PolicyBatch
+from rlflow.algorithms.policy_terms import KlEstimator
 from rlflow.spec.learner import LearnerSpec
 from rlflow.spec.model import ModelSpec
 
@@ -87,17 +88,32 @@ class LearnerActor:
         learning_rates: Sequence[float],
         on_policy: bool,
     ) -> list[dict[str, float]]:
-        """The batch's optimiser steps (collective). Old and reference log-probabilities are computed once, before the first."""
+        """The batch's optimiser steps (collective). Old and reference log-probabilities, and entropies for a mask, are
+        computed once, before the first.
+        """
         sequences = self._policy_sequences(batch, groups)
         distinct = list({id(step): step for step in batch.plan.steps}.values())  # epochs repeat their steps
         old = None if on_policy else self._score_all(distinct, sequences, reference=False)
         reference = self._score_all(distinct, sequences, reference=True) if token_loss.kl_coefficient > 0 else None
         scores = {"old_logprobs": old, "reference_logprobs": reference}
         known = {name: values for name, values in scores.items() if values is not None}
+        if token_loss.top_entropy_quantile < 1:
+            masks = [self._learner.entropy_mask(step, sequences, token_loss.top_entropy_quantile) for step in distinct]
+            known["entropy_mask"] = {i: mask for step_masks in masks for i, mask in step_masks.items()}
         return [
             self._learner.train_step(step, sequences, token_loss, learning_rate=rate, known=known)
             for step, rate in zip(batch.plan.steps, learning_rates, strict=True)
         ]
+
+    def sequence_kl(self, batch: PolicyBatch, groups: Sequence[ObjectRef], estimator: KlEstimator) -> dict[int, float]:
+        """KL of the policy, as it is, from the reference for this rank's samples, summed over tokens (collective)."""
+        from rlflow.algorithms.policy_terms import kl_estimate
+
+        sequences = self._policy_sequences(batch, groups)
+        steps = list(batch.plan.steps)
+        policy = self._score_all(steps, sequences, reference=False)
+        reference = self._score_all(steps, sequences, reference=True)
+        return {i: float(kl_estimate(policy[i], reference[i], estimator).sum()) for i in policy}
 
     def sampler_mismatch(self, batch: PolicyBatch, groups: Sequence[ObjectRef], token_loss: Any) -> dict[str, float]:
         """Metrics of the batch without training, the log-probability difference to the sampler among them (collective)."""

@@ -22,7 +22,7 @@ class TokenScores(NamedTuple):
     mean_logprobs_N: Tensor
     """float32 [N]: mean over the vocabulary of the log-probabilities, with gradient (for label smoothing)."""
     entropy_N: Tensor
-    """float32 [N], in nats: of the distribution the target was scored under; without gradient."""
+    """float32 [N], in nats: of the distribution the target was scored under, with gradient."""
     correct_N: Tensor
     """bool [N]: whether the target is the likeliest token."""
 
@@ -30,8 +30,8 @@ class TokenScores(NamedTuple):
 def fused_logprobs(hidden_NH: Tensor, weight_VH: Tensor, targets_N: Tensor, temperature: float) -> TokenScores:
     """Score each target under softmax(hidden weight^T / temperature).
 
-    Shapes: hidden [N, H] and weight [V, H] of one dtype, targets int64 [N]. Gradients flow through the log-probabilities and
-    their means; entropy and correctness are by-products.
+    Shapes: hidden [N, H] and weight [V, H] of one dtype, targets int64 [N]. Gradients flow through all but correctness; a
+    gradient through the entropy is computed only where something asks for it.
     """
     return TokenScores(*_FusedLogprobs.apply(hidden_NH, weight_VH, targets_N, temperature))
 
@@ -57,21 +57,28 @@ class _FusedLogprobs(torch.autograd.Function):
                 normalizers_N=normalizers_N[rows],
                 correct_N=correct_N[rows],
             )
-        ctx.save_for_backward(hidden_NH, weight_VH, targets_N, normalizers_N)
+        ctx.save_for_backward(hidden_NH, weight_VH, targets_N, normalizers_N, entropies_N)
         ctx.temperature = temperature
-        ctx.mark_non_differentiable(entropies_N, correct_N)
+        ctx.mark_non_differentiable(correct_N)
+        ctx.set_materialize_grads(False)
         return logprobs_N, means_N, entropies_N, correct_N
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grads_N: Tensor, mean_grads_N: Tensor, *_: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        hidden_NH, weight_VH, targets_N, normalizers_N = ctx.saved_tensors
+    def backward(
+        ctx: Any, grads_N: Tensor | None, mean_grads_N: Tensor | None, entropy_grads_N: Tensor | None, _: None
+    ) -> tuple[Tensor | None, Tensor | None, None, None]:
+        hidden_NH, weight_VH, targets_N, normalizers_N, entropies_N = ctx.saved_tensors
+        zeros_N = torch.zeros_like(normalizers_N)
+        grads_N = zeros_N if grads_N is None else grads_N
+        mean_grads_N = zeros_N if mean_grads_N is None else mean_grads_N
         to_gradient = _row_operations(hidden_NH).logits_to_gradient
         grad_hidden = torch.empty_like(hidden_NH)
         grad_weight = weight_VH.new_zeros(weight_VH.shape, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         for rows in _chunks(hidden_NH, weight_VH):
             logits = _logits(hidden_NH[rows], weight_VH)
-            to_gradient(logits, targets_N[rows], normalizers_N[rows], grads_N[rows], mean_grads_N[rows], ctx.temperature)
+            entropy = None if entropy_grads_N is None else (entropies_N[rows], entropy_grads_N[rows])
+            to_gradient(logits, targets_N[rows], normalizers_N[rows], grads_N[rows], mean_grads_N[rows], ctx.temperature, entropy)
             torch.mm(logits, weight_VH, out=grad_hidden[rows])
             if grad_weight is not None:
                 _add_product(grad_weight, logits.T, hidden_NH[rows])
@@ -112,11 +119,22 @@ class _PlainRowOperations:
 
     @staticmethod
     def logits_to_gradient(
-        logits_NV: Tensor, targets_N: Tensor, normalizers_N: Tensor, grads_N: Tensor, mean_grads_N: Tensor, temperature: float
+        logits_NV: Tensor,
+        targets_N: Tensor,
+        normalizers_N: Tensor,
+        grads_N: Tensor,
+        mean_grads_N: Tensor,
+        temperature: float,
+        entropy: tuple[Tensor, Tensor] | None = None,
     ) -> None:
-        # d logp / d logits = onehot(target) - softmax; d mean / d logits = 1/V - softmax; both over the temperature
-        gradient = logits_NV.float().div_(temperature).sub_(normalizers_N[:, None]).exp_()
-        gradient.mul_(-(grads_N + mean_grads_N)[:, None])
+        # d logp / d logits = onehot(target) - softmax; d mean / d logits = 1/V - softmax; d H / d logits = -p (log p + H);
+        # all over the temperature. `entropy`: entropies and their gradients.
+        logprobs_NV = logits_NV.float().div_(temperature).sub_(normalizers_N[:, None])
+        factors_NV = -(grads_N + mean_grads_N)[:, None]
+        if entropy is not None:
+            entropies_N, entropy_grads_N = entropy
+            factors_NV = factors_NV - entropy_grads_N[:, None] * (logprobs_NV + entropies_N[:, None])
+        gradient = logprobs_NV.exp_().mul_(factors_NV)
         gradient.scatter_add_(-1, targets_N[:, None], grads_N[:, None])
         gradient += mean_grads_N[:, None] / logits_NV.shape[1]
         logits_NV.copy_(gradient.div_(temperature))

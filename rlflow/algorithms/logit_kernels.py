@@ -41,7 +41,19 @@ def _statistics(
 
 
 @triton.jit
-def _gradient(logits, targets, normalizers, grads, mean_grads, vocabulary, inverse_temperature, BLOCK: tl.constexpr):
+def _gradient(
+    logits,
+    targets,
+    normalizers,
+    grads,
+    mean_grads,
+    entropies,
+    entropy_grads,
+    vocabulary,
+    inverse_temperature,
+    THROUGH_ENTROPY: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = columns < vocabulary
@@ -49,8 +61,12 @@ def _gradient(logits, targets, normalizers, grads, mean_grads, vocabulary, inver
     grad = tl.load(grads + row)
     mean_grad = tl.load(mean_grads + row)
     x = tl.load(logits + columns, mask=inside, other=0.0).to(tl.float32) * inverse_temperature
-    # d logp / d logit = onehot(target) - softmax; d mean / d logit = 1/V - softmax
-    value = mean_grad / vocabulary - (grad + mean_grad) * tl.exp(x - tl.load(normalizers + row))
+    # d logp / d logit = onehot(target) - softmax; d mean / d logit = 1/V - softmax; d H / d logit = -p (log p + H)
+    logprob = x - tl.load(normalizers + row)
+    factor = grad + mean_grad
+    if THROUGH_ENTROPY:
+        factor += tl.load(entropy_grads + row) * (logprob + tl.load(entropies + row))
+    value = mean_grad / vocabulary - factor * tl.exp(logprob)
     value += tl.where(columns == tl.load(targets + row), grad, 0.0)
     tl.store(logits + columns, (value * inverse_temperature).to(logits.dtype.element_ty), mask=inside)
 
@@ -83,19 +99,32 @@ def row_statistics(
 
 
 def logits_to_gradient(
-    logits_NV: Tensor, targets_N: Tensor, normalizers_N: Tensor, grads_N: Tensor, mean_grads_N: Tensor, temperature: float
+    logits_NV: Tensor,
+    targets_N: Tensor,
+    normalizers_N: Tensor,
+    grads_N: Tensor,
+    mean_grads_N: Tensor,
+    temperature: float,
+    entropy: tuple[Tensor, Tensor] | None = None,
 ) -> None:
-    """Replace the logits by the gradient of sum(grads logprobs + mean_grads means) with respect to them."""
+    """Replace the logits by the gradient of sum(grads logprobs + mean_grads means + entropy_grads entropies) in them.
+
+    `entropy`: entropies and entropy_grads, float32 [N] each; None: without that term, which then costs nothing.
+    """
     rows, vocabulary = logits_NV.shape
     grads_N, mean_grads_N = grads_N.contiguous(), mean_grads_N.contiguous()  # autograd may hand in an expanded scalar
+    entropies_N, entropy_grads_N = (normalizers_N, normalizers_N) if entropy is None else (part.contiguous() for part in entropy)
     _gradient[(rows, triton.cdiv(vocabulary, _BLOCK))](
         logits_NV,
         targets_N,
         normalizers_N,
         grads_N,
         mean_grads_N,
+        entropies_N,
+        entropy_grads_N,
         vocabulary,
         1.0 / temperature,
+        THROUGH_ENTROPY=entropy is not None,
         BLOCK=_BLOCK,
         num_warps=_NUM_WARPS,
     )

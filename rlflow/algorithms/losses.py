@@ -6,8 +6,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-LOG_RATIO_LIMIT = 20.0
-"""Log-ratios are clamped to this before exponentiation (ms-swift, TRL)."""
+from rlflow.algorithms.policy_terms import (
+    ImportanceSampling,
+    KlEstimator,
+    cispo_loss,
+    clipped_loss,
+    importance_ratio,
+    kl_estimate,
+    sampler_weights,
+    sapo_loss,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +27,7 @@ class LossInputs:
     mean_logprobs_N: Tensor
     """Mean log-probability over the vocabulary, with gradient."""
     entropy_N: Tensor
-    """Of the model being trained, without gradient."""
+    """Of the model being trained, with gradient."""
     correct_N: Tensor
     """bool [N]: whether the token is the model's likeliest one."""
     counts: tuple[int, ...]
@@ -34,6 +42,8 @@ class LossInputs:
     """Under the reference model."""
     sampler_logprobs_N: Tensor | None = None
     """As reported by the sampler; NaN where not known."""
+    entropy_mask_N: Tensor | None = None
+    """1 where the policy term trains the token, else 0; None: everywhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,32 +111,45 @@ def held_out_loss(inputs: LossInputs) -> tuple[Tensor, Means]:
 
 @dataclass(frozen=True, slots=True)
 class PolicyLoss:
-    """The clipped policy-gradient loss of PPO and GRPO, with KL penalty and sampler correction."""
+    """The policy-gradient loss of PPO and the GRPO family, with KL penalty, entropy bonus and sampler correction."""
 
     clip_low: float = 0.8
     clip_high: float = 1.2
     kl_coefficient: float = 0.0
     correction: Literal["none", "truncate", "mask"] = "none"
     correction_cap: float = 2.0
+    surrogate: Literal["clip", "cispo", "sapo"] = "clip"
+    importance_sampling: ImportanceSampling = "token"
+    dual_clip: float | None = None
+    tau_positive: float = 1.0
+    tau_negative: float = 1.05
+    kl_estimator: KlEstimator = "k3"
+    entropy_coefficient: float = 0.0
+    top_entropy_quantile: float = 1.0
+    """Below 1 the learner gives `entropy_mask_N`: 1 for this share of the step's tokens, those of the highest entropy."""
 
     def __call__(self, inputs: LossInputs) -> tuple[Tensor, Means]:
         """Token losses [N] and metrics.
 
-        L = w * (-min(r A, clip(r, clip_low, clip_high) A) + kl_coefficient * k3), with r the ratio to the old policy (Schulman et
-        al. 2017, eq. 7) and w the sampler correction; w scales the KL term too (ms-swift).
+        L = w * (m * surrogate(r, A) + kl_coefficient * KL - entropy_coefficient * H), with r the ratio to the old policy, m the
+        entropy mask and w the sampler correction; w scales the KL term too, and m does not (ms-swift).
         """
         old_N = inputs.logprobs_N.detach() if inputs.old_logprobs_N is None else inputs.old_logprobs_N
-        ratio_N = torch.exp((inputs.logprobs_N - old_N).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT))
-        clipped_N = ratio_N.clamp(self.clip_low, self.clip_high)
-        losses_N = -torch.minimum(ratio_N * inputs.advantages_N, clipped_N * inputs.advantages_N)
+        ratio_N = importance_ratio(inputs.logprobs_N, old_N, inputs.counts, self.importance_sampling)
+        losses_N = self._surrogate(ratio_N, inputs)
         means: Means = {
             "entropy_mean": token_mean(inputs.entropy_N),
             "ratio_clipped_fraction": token_mean(self._is_clipped(ratio_N, inputs.advantages_N).float()),
         }
+        if inputs.entropy_mask_N is not None:
+            losses_N = losses_N * inputs.entropy_mask_N
+            means["entropy_masked_fraction"] = token_mean(1 - inputs.entropy_mask_N)
         if inputs.reference_logprobs_N is not None:
-            kl_N = kl_k3(inputs.logprobs_N, inputs.reference_logprobs_N)
+            kl_N = kl_estimate(inputs.logprobs_N, inputs.reference_logprobs_N, self.kl_estimator)
             losses_N = losses_N + self.kl_coefficient * kl_N
             means["kl_mean"] = token_mean(kl_N)
+        if self.entropy_coefficient:
+            losses_N = losses_N - self.entropy_coefficient * inputs.entropy_N
         if inputs.sampler_logprobs_N is not None:
             means["sampler_logprob_abs_diff_mean"] = _mismatch(old_N, inputs.sampler_logprobs_N)
             if self.correction != "none":
@@ -135,46 +158,23 @@ class PolicyLoss:
                 means["sampler_weight_mean"] = token_mean(weights_N, ~inputs.sampler_logprobs_N.isnan())
         return losses_N, means
 
+    def _surrogate(self, ratio_N: Tensor, inputs: LossInputs) -> Tensor:
+        if self.surrogate == "cispo":
+            return cispo_loss(ratio_N, inputs.advantages_N, inputs.logprobs_N, self.clip_high)
+        if self.surrogate == "sapo":
+            return sapo_loss(ratio_N, inputs.advantages_N, self.tau_positive, self.tau_negative)
+        return clipped_loss(ratio_N, inputs.advantages_N, (self.clip_low, self.clip_high), self.dual_clip)
+
     def _is_clipped(self, ratio_N: Tensor, advantages_N: Tensor) -> Tensor:
-        return ((ratio_N > self.clip_high) & (advantages_N > 0)) | ((ratio_N < self.clip_low) & (advantages_N < 0))
-
-
-def load_balancing_loss(router_logits_LTE: Tensor, sequence_of_T: Tensor, num_sequences: int, top_k: int) -> Tensor:
-    """E x sum over experts e of f_e P_e (Fedus et al. 2021, eq. 4), for each of S sequences, mean over L layers: float32 [S].
-
-    f_e: tokens that expert e gets, as a fraction of the sequence (their sum is top_k, as transformers has it); P_e: mean router
-    probability. Over a sequence rather than a batch, so that it does not depend on how the batch is cut up. `sequence_of_T`:
-    int64 [T], the sequence of each position, -1 for padding.
-    """
-    layers, _, experts = router_logits_LTE.shape
-    inside_T = sequence_of_T >= 0
-    logits_LTE = router_logits_LTE[:, inside_T]
-    probabilities_LTE = logits_LTE.to(torch.promote_types(logits_LTE.dtype, torch.float32)).softmax(-1)
-    assigned_LTE = torch.zeros_like(probabilities_LTE).scatter_(-1, probabilities_LTE.topk(top_k, dim=-1).indices, 1.0)
-    index_T = sequence_of_T[inside_T]
-    sums = probabilities_LTE.new_zeros(2, layers, num_sequences, experts)
-    fractions_LSE, means_LSE = (
-        total.index_add(1, index_T, values) for total, values in zip(sums, (assigned_LTE, probabilities_LTE), strict=True)
-    )
-    tokens_S1 = torch.bincount(index_T, minlength=num_sequences)[:, None]
-    return experts * ((fractions_LSE / tokens_S1) * (means_LSE / tokens_S1)).sum(-1).mean(0)
-
-
-def kl_k3(logprobs_N: Tensor, reference_logprobs_N: Tensor) -> Tensor:
-    """The k3 estimate of KL(policy || reference) for each token: exp(d) - d - 1, d = reference - policy (Schulman 2020)."""
-    difference_N = (reference_logprobs_N - logprobs_N).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
-    return (torch.exp(difference_N) - difference_N - 1).clamp(-10.0, 10.0)
-
-
-def sampler_weights(old_logprobs_N: Tensor, sampler_logprobs_N: Tensor, mode: Literal["truncate", "mask"], cap: float) -> Tensor:
-    """Importance weights w = exp(old - sampler): min(w, cap), or w where w <= cap and 0 elsewhere. Without gradient.
-
-    Where the sampler's log-probability is NaN (not known), w is 1.
-    """
-    difference_N = (old_logprobs_N - sampler_logprobs_N).detach().clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
-    weights_N = torch.exp(difference_N)
-    capped_N = weights_N.clamp(max=cap) if mode == "truncate" else torch.where(weights_N <= cap, weights_N, 0.0)
-    return torch.where(sampler_logprobs_N.isnan(), 1.0, capped_N)
+        """Where a bound changes the gradient."""
+        if self.surrogate == "sapo":
+            return torch.zeros_like(ratio_N, dtype=torch.bool)
+        if self.surrogate == "cispo":
+            return ratio_N > self.clip_high
+        too_high_N, too_low_N = ratio_N > self.clip_high, ratio_N < self.clip_low
+        if self.dual_clip is not None:
+            too_low_N = too_low_N | (ratio_N > self.dual_clip)
+        return (too_high_N & (advantages_N > 0)) | (too_low_N & (advantages_N < 0))
 
 
 def _mismatch(logprobs_N: Tensor, sampler_logprobs_N: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,11 +1,11 @@
 """From scored groups to what the learner does with them: advantages, filters and the batch plan. Scalars only."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Literal
+from typing import Any
 
-from rlflow.algorithms.advantages import group_advantages, has_spread
+from rlflow.algorithms.advantages import AdvantageEstimator, Advantages, Scale, gdpo_advantages, has_spread, policy_advantages
 from rlflow.algorithms.batch_plan import BatchPlan, StepPlan, plan_step
 from rlflow.algorithms.normalizers import LossType, policy_token_weights
 
@@ -20,6 +20,10 @@ class ScoredGroup:
     is_truncated: tuple[bool, ...]
     rewards: tuple[float | None, ...]
     """Weighted sum of a completion's rewards; None leaves it out."""
+    reward_parts: tuple[tuple[float | None, ...], ...] = ()
+    """By completion and reward, unweighted: what `gdpo` needs."""
+    kl: tuple[float | None, ...] = ()
+    """KL estimate of a completion, summed over its tokens, where it lowers the reward; empty: it does not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +47,7 @@ class PolicyBatch:
     plan: BatchPlan
     """Its sequence numbers index `samples`."""
     advantages: tuple[tuple[float | None, ...], ...]
-    """By group and completion, before filters; for logs."""
+    """By group and completion, for logs; 0 in groups that are left out."""
     groups_dropped_fraction: float
 
 
@@ -52,7 +56,7 @@ class PolicyBatchSettings:
     """How a batch is made of scored groups."""
 
     loss_type: LossType
-    scale_rewards: Literal["group", "batch", "none"]
+    scale_rewards: Scale
     filter_zero_std: bool
     filter_overlong: bool
     optimizer_steps: int
@@ -61,12 +65,17 @@ class PolicyBatchSettings:
     num_ranks: int
     micro_batch_tokens: int
     packing: bool
+    advantage_estimator: AdvantageEstimator = "grpo"
+    reward_weights: tuple[float, ...] = ()
+    """Of the rewards in `ScoredGroup.reward_parts`."""
+    kl_in_reward: float = 0.0
+    """Coefficient of `ScoredGroup.kl`."""
 
 
 def plan_policy_batch(groups: Sequence[ScoredGroup], settings: PolicyBatchSettings) -> PolicyBatch:
     """Advantages and the batch plan of one sampled batch. The plan has no steps if filters leave nothing to train on."""
-    advantages = group_advantages([g.rewards for g in groups], settings.scale_rewards)
     kept = [i for i, g in enumerate(groups) if has_spread(g.rewards) or not settings.filter_zero_std]
+    advantages = _advantages(groups, kept, settings)
     samples: list[PolicySample] = []
     counted: dict[int, list[int]] = {i: [] for i in kept}  # group -> its samples, masked ones included
     masked: set[int] = set()
@@ -87,6 +96,42 @@ def plan_policy_batch(groups: Sequence[ScoredGroup], settings: PolicyBatchSettin
         advantages=tuple(tuple(row) for row in advantages),
         groups_dropped_fraction=1 - len(kept) / len(groups),
     )
+
+
+def plan_scoring(groups: Sequence[ScoredGroup], settings: PolicyBatchSettings) -> PolicyBatch:
+    """A batch of one step that holds every sample that may be trained, for a scoring pass: its advantages mean nothing."""
+    plain: dict[str, Any] = {"advantage_estimator": "grpo", "scale_rewards": "none", "kl_in_reward": 0.0}
+    return plan_policy_batch(groups, replace(settings, filter_overlong=False, optimizer_steps=1, epochs=1, **plain))
+
+
+def with_kl(groups: Sequence[ScoredGroup], batch: PolicyBatch, kl: Mapping[int, float]) -> list[ScoredGroup]:
+    """The groups with `kl`, given by the sample numbers of `batch`."""
+    by_place = {(sample.group, sample.completion): kl[number] for number, sample in enumerate(batch.samples)}
+    return [replace(g, kl=tuple(by_place.get((i, k)) for k in range(len(g.rewards)))) for i, g in enumerate(groups)]
+
+
+def _advantages(groups: Sequence[ScoredGroup], kept: Sequence[int], settings: PolicyBatchSettings) -> Advantages:
+    """The statistics of the batch are those of the kept groups."""
+    advantages: Advantages = [[None if r is None else 0.0 for r in group.rewards] for group in groups]
+    rewards = [_penalised(groups[i], settings.kl_in_reward) for i in kept]
+    if settings.advantage_estimator == "gdpo":
+        known = gdpo_advantages([_parts(groups[i]) for i in kept], settings.reward_weights)
+    else:
+        known = policy_advantages(rewards, settings.advantage_estimator, settings.scale_rewards)
+    for i, group_advantages in zip(kept, known, strict=True):
+        advantages[i] = group_advantages
+    return advantages
+
+
+def _penalised(group: ScoredGroup, coefficient: float) -> Sequence[float | None]:
+    if not coefficient:
+        return group.rewards
+    return [None if r is None or kl is None else r - coefficient * kl for r, kl in zip(group.rewards, group.kl, strict=True)]
+
+
+def _parts(group: ScoredGroup) -> list[Sequence[float | None]]:
+    """A sample that is left out has no rewards at all: one of them may have failed."""
+    return [[None] * len(parts) if r is None else parts for r, parts in zip(group.rewards, group.reward_parts, strict=True)]
 
 
 def _plan(

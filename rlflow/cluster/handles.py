@@ -8,6 +8,7 @@ import numpy as np
 from rlflow.algorithms.batch_plan import StepPlan
 from rlflow.algorithms.losses import PolicyLoss, SmoothedCrossEntropy
 from rlflow.algorithms.policy_batch import PolicyBatch, ScoredGroup
+from rlflow.algorithms.policy_terms import KlEstimator
 from rlflow.rollout.completions import GroupRequest, GroupSummary
 
 RowOf = Callable[[int], Any]
@@ -99,6 +100,10 @@ class PolicyLearner(Protocol):
         on_policy: bool,
     ) -> list[Mapping[str, float]]:
         """Metrics of each optimiser step."""
+        ...
+
+    async def sequence_kl(self, batch: PolicyBatch, groups: Sequence[Any], estimator: KlEstimator) -> Mapping[int, float]:
+        """KL from the reference of each sample of a batch of one step, summed over its tokens."""
         ...
 
 

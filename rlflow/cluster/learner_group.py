@@ -12,6 +12,7 @@ from rlflow.actors.learner import LearnerActor, LearnerSetup
 from rlflow.algorithms.batch_plan import StepPlan
 from rlflow.algorithms.losses import PolicyLoss, SmoothedCrossEntropy
 from rlflow.algorithms.policy_batch import PolicyBatch
+from rlflow.algorithms.policy_terms import KlEstimator
 from rlflow.cluster.devices import DevicePlan
 from rlflow.cluster.failure import LearnerLost
 from rlflow.cluster.placement import Placement
@@ -52,6 +53,11 @@ class LearnerGroup:
     ) -> list[dict[str, float]]:
         """Metrics of each optimiser step."""
         return await self._first("train_policy", ray.put(batch), list(groups), token_loss, list(learning_rates), on_policy)
+
+    async def sequence_kl(self, batch: PolicyBatch, groups: Sequence[ObjectRef], estimator: KlEstimator) -> dict[int, float]:
+        """KL from the reference of each sample of a batch of one step, summed over its tokens."""
+        ranks = await self._all("sequence_kl", ray.put(batch), list(groups), estimator)
+        return {sample: kl for rank in ranks for sample, kl in rank.items()}
 
     async def sampler_mismatch(self, batch: PolicyBatch, groups: Sequence[ObjectRef], token_loss: PolicyLoss) -> dict[str, float]:
         """Metrics of a batch without training on it."""

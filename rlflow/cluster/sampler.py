@@ -37,6 +37,7 @@ class SampledGroup:
             completion_tokens=self.summary.completion_tokens,
             is_truncated=tuple(reason == "length" for reason in self.summary.finish_reasons),
             rewards=tuple(score.total for score in self.scores),
+            reward_parts=tuple(tuple(score.by_name.values()) for score in self.scores),
         )
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from ray import ObjectRef
 
 from rlflow.algorithms.losses import PolicyLoss
-from rlflow.algorithms.policy_batch import PolicyBatchSettings, ScoredGroup, plan_policy_batch
+from rlflow.algorithms.policy_batch import PolicyBatchSettings, ScoredGroup, plan_scoring
 from rlflow.cluster.learner_group import LearnerGroup
 from rlflow.cluster.residency import Residency
 from rlflow.cluster.rollout_group import RolloutGroup, RolloutWorker
@@ -63,7 +63,7 @@ class EngineVerification:
         summaries: list[GroupSummary] = list(await asyncio.gather(*(summary for summary, _ in references)))
         arrays: list[ObjectRef] = [group for _, group in references]
         groups = [ScoredGroup(s.prompt_id, s.prompt_tokens, s.completion_tokens, (False,) * 2, (0.0, 1.0)) for s in summaries]
-        batch = plan_policy_batch(groups, self._settings)
+        batch = plan_scoring(groups, self._settings)
         await self._residency.to_learning()
         metrics = await self._learner.sampler_mismatch(batch, arrays, PolicyLoss())
         await self._residency.to_sampling()

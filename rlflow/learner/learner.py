@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from rlflow.algorithms.batch_plan import MicroBatch, StepPlan
 from rlflow.algorithms.losses import Means
+from rlflow.algorithms.policy_terms import entropy_threshold
 from rlflow.errors import LearnerError
 from rlflow.learner.deepspeed_config import deepspeed_config
 from rlflow.learner.export import BUCKET_BYTES, WeightExporter
@@ -87,11 +88,24 @@ class Learner:
             assert self._reference is not None, "the learner was built without a reference"
             with self._reference.active():
                 return self.score(step, sequences)
+        return self._scores(step, sequences, self._model.per_token)
+
+    def entropy_mask(self, step: StepPlan, sequences: Mapping[int, TrainSequence], quantile: float) -> Scores:
+        """1 for each of this rank's trained tokens whose entropy is among the `quantile` highest of the step, else 0. The step's
+        tokens are those of all ranks.
+        """
+        entropies = self._scores(step, sequences, lambda output: output.entropy_N)
+        counted = {i for micro_batch in step.ranks[self._info.rank] if not micro_batch.is_padding for i in micro_batch.sequences}
+        parts = self._gathered([entropies[i] for i in sorted(counted)])
+        threshold = entropy_threshold(torch.cat([values for rank_values in parts for values in rank_values]), quantile)
+        return {i: (values >= threshold).float() for i, values in entropies.items()}
+
+    def _scores(self, step: StepPlan, sequences: Mapping[int, TrainSequence], per_token: Callable[[Any], Tensor]) -> Scores:
         scores: Scores = {}
         with self._without_gradient():
             for micro_batch in step.ranks[self._info.rank]:
                 batch = self._build(micro_batch, sequences, step)
-                scores.update(batch.split(self._model.per_token(self._engine(batch, self._temperature))))
+                scores.update(batch.split(per_token(self._engine(batch, self._temperature))))
         return scores
 
     def train_step(
@@ -184,13 +198,18 @@ class Learner:
     def _reduced(self, means: Means) -> dict[str, float]:
         """Means over all ranks (the loss is a sum); ranks may know different metrics."""
         local = {name: (float(total), float(count)) for name, (total, count) in means.items()}
-        known: list[Any] = [local]
-        if self._info.world_size > 1:
-            known = [None] * self._info.world_size
-            dist.all_gather_object(known, local)
+        known = self._gathered(local)
         names = dict.fromkeys(name for rank_means in known for name in rank_means)
         sums = {name: [sum(part) for part in zip(*(m[name] for m in known if name in m), strict=True)] for name in names}
         return {name: total if name == "loss" else total / count for name, (total, count) in sums.items() if count}
+
+    def _gathered(self, own: Any) -> list[Any]:
+        """What every rank has, in order of ranks."""
+        if self._info.world_size == 1:
+            return [own]
+        gathered: list[Any] = [None] * self._info.world_size
+        dist.all_gather_object(gathered, own)
+        return gathered
 
     # ---- checkpoints
 

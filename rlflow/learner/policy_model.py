@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from rlflow.algorithms.fused_logprobs import TokenScores, fused_logprobs
-from rlflow.algorithms.losses import LossInputs, load_balancing_loss
+from rlflow.algorithms.load_balancing import load_balancing_loss
+from rlflow.algorithms.losses import LossInputs
 from rlflow.errors import LearnerError
 from rlflow.learner.sequences import MicroBatchTensors
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlflow.algorithms.losses import PolicyLoss
-from rlflow.algorithms.policy_batch import PolicyBatchSettings, plan_policy_batch
+from rlflow.algorithms.policy_batch import PolicyBatchSettings, ScoredGroup, plan_policy_batch, plan_scoring, with_kl
 from rlflow.cluster.handles import CheckpointHandle, HandOverHandle, PolicyLearner, PromptTable, SamplerHandle
 from rlflow.data.order import RowOrder
 from rlflow.loops.batch_metrics import check_failures, completion_rows, evaluation_metrics, sampling_metrics
@@ -49,11 +49,12 @@ class GrpoLoop:
                 sampled = await self.sampler.sample(requests, self.prompts.row, self.hand_over.recover)
             clock.move("generate", "reward", sampled.reward_seconds)
             check_failures(sampled.groups, self.spec.reward_pool.failure_threshold, self.journal.note)
-            batch = plan_policy_batch([group.scored() for group in sampled.groups], self._batch_settings())
             with clock.phase("hand_over"):
                 await self.hand_over.to_learning()
             with clock.phase("learn"):
-                metrics = await self._train(step, batch, sampled)
+                scored, metrics = await self._with_kl(sampled)
+                batch = plan_policy_batch(scored, batch_settings(self.spec))
+                metrics |= await self._train(step, batch, sampled)
             with clock.phase("hand_over"):
                 await self.hand_over.to_sampling()
             moves = self.hand_over.metrics()
@@ -69,6 +70,16 @@ class GrpoLoop:
                 "learner's own, and the difference between the two is not measured"
             )
 
+    async def _with_kl(self, sampled: Any) -> tuple[list[ScoredGroup], dict[str, float]]:
+        """The groups' scalars, with their KL from the reference if that lowers the reward."""
+        groups, settings = [group.scored() for group in sampled.groups], batch_settings(self.spec)
+        batch = plan_scoring(groups, settings)
+        if not settings.kl_in_reward or not batch.plan.steps:
+            return groups, {}
+        kl = await self.learner.sequence_kl(batch, [group.arrays for group in sampled.groups], self.spec.grpo.kl_estimator)
+        tokens = sum(groups[sample.group].completion_tokens[sample.completion] for sample in batch.samples)
+        return with_kl(groups, batch, kl), {"kl_mean": sum(kl.values()) / tokens}
+
     async def _train(self, step: int, batch: Any, sampled: Any) -> dict[str, float]:
         """All optimiser steps on the batch; metrics are their means. Nothing to learn from: no step is taken."""
         if not batch.plan.steps:
@@ -79,7 +90,7 @@ class GrpoLoop:
         rates = [learning_rate(self.spec.learner, first + i, self.total_steps * per_batch) for i in range(len(batch.plan.steps))]
         on_policy = len(batch.plan.steps) == 1
         arrays = [group.arrays for group in sampled.groups]
-        return _means(await self.learner.train_policy(batch, arrays, self._loss(), rates, on_policy=on_policy))
+        return _means(await self.learner.train_policy(batch, arrays, policy_loss(self.spec), rates, on_policy=on_policy))
 
     async def _finish_step(self, clock: StepClock, sampled: Any, batch: Any, metrics: dict[str, float]) -> None:
         step, every = self.state.step, self.spec.evaluate.every
@@ -113,20 +124,33 @@ class GrpoLoop:
         check_failures(sampled.groups, self.spec.reward_pool.failure_threshold, self.journal.note)
         return evaluation_metrics(sampled.groups)
 
-    def _loss(self) -> PolicyLoss:
-        low, high = self.spec.grpo.clip_range
-        correction = self.spec.grpo.sampler_correction
-        return PolicyLoss(low, high, self.spec.grpo.kl_coefficient, correction.mode, correction.cap)
 
-    def _batch_settings(self) -> PolicyBatchSettings:
-        return batch_settings(self.spec)
+def policy_loss(spec: GrpoJob) -> PolicyLoss:
+    """The objective, from the spec. A KL penalty in the reward is none of the loss."""
+    grpo, correction = spec.grpo, spec.grpo.sampler_correction
+    low, high = grpo.clip_range
+    return PolicyLoss(
+        clip_low=low,
+        clip_high=high,
+        kl_coefficient=grpo.kl_coefficient if grpo.kl_in == "loss" else 0.0,
+        correction=correction.mode,
+        correction_cap=correction.cap,
+        surrogate=grpo.surrogate,
+        importance_sampling=grpo.importance_sampling,
+        dual_clip=grpo.dual_clip,
+        tau_positive=grpo.sapo_tau_positive,
+        tau_negative=grpo.sapo_tau_negative,
+        kl_estimator=grpo.kl_estimator,
+        entropy_coefficient=grpo.entropy_coefficient,
+        top_entropy_quantile=grpo.top_entropy_quantile,
+    )
 
 
 def batch_settings(spec: GrpoJob) -> PolicyBatchSettings:
     """How batches are made, from the spec."""
     return PolicyBatchSettings(
-        loss_type=spec.grpo.loss_type,
-        scale_rewards=spec.grpo.scale_rewards,
+        loss_type=spec.grpo.average,
+        scale_rewards=spec.grpo.scale,
         filter_zero_std=spec.grpo.filter_zero_std,
         filter_overlong=spec.grpo.filter_overlong,
         optimizer_steps=spec.grpo.optimizer_steps_per_batch,
@@ -135,6 +159,9 @@ def batch_settings(spec: GrpoJob) -> PolicyBatchSettings:
         num_ranks=spec.learner.num_ranks,
         micro_batch_tokens=spec.learner.micro_batch_tokens,
         packing=spec.learner.packing,
+        advantage_estimator=spec.grpo.advantage_estimator,
+        reward_weights=tuple(reward.weight for reward in spec.rewards),
+        kl_in_reward=spec.grpo.kl_coefficient if spec.grpo.kl_in == "reward" else 0.0,
     )
 
 

@@ -27,6 +27,7 @@ METRICS: dict[str, str] = {
     "entropy_mean": "mean entropy of the policy at the completion tokens, nats",
     "kl_mean": "mean KL divergence of the policy from the reference per completion token, nats",
     "ratio_clipped_fraction": "completion tokens whose probability ratio was clipped / completion tokens",
+    "entropy_masked_fraction": "completion tokens whose policy term the entropy mask leaves out / completion tokens",
     "sampler_logprob_abs_diff_mean": "mean |log-probability by sampler - by learner| of sampled tokens, nats",
     "sampler_weight_mean": "mean importance weight that corrects sampler against learner",
     "weight_version": "version of the weights that sampled this step's completions",

@@ -1,8 +1,8 @@
 """Settings of the training objectives."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rlflow.spec.base import Spec
 
@@ -19,16 +19,38 @@ class SamplerCorrectionSpec(Spec):
 class GrpoSpec(Spec):
     """Group-relative policy optimisation (Shao et al. 2024) and its common variants."""
 
-    loss_type: Literal["grpo", "bnpo", "dr_grpo", "dapo"] = "dapo"
-    """Average of token losses: per sequence (grpo), over the step's tokens (bnpo), the batch's (dapo), a constant (dr_grpo)."""
-    scale_rewards: Literal["group", "batch", "none"] = "group"
-    """Divide advantages by the standard deviation of the group's rewards, of the batch's, or not at all."""
+    loss_type: Literal["grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo"] = "dapo"
+    """Average of token losses: per sequence (grpo), over the step's tokens (bnpo), the batch's (dapo), a constant (dr_grpo).
+    cispo and sapo replace the clip too: a bounded weight (averaged as dapo), a soft gate (averaged as grpo)."""
+    importance_sampling: Literal["token", "sequence", "sequence_token"] = "token"
+    """Ratio to the policy that sampled: each token's, the geometric mean over its sequence (GSPO; with epsilons around 3e-4), or
+    that value with the token's own gradient (GSPO-token)."""
+    advantage_estimator: Literal["grpo", "rloo", "reinforce_plus_plus", "reinforce_plus_plus_baseline", "gdpo"] = "grpo"
+    """Reward minus the group's mean (grpo), that of the group's others (rloo), that of the batch (reinforce_plus_plus), the
+    group's with the batch's deviation of the differences (reinforce_plus_plus_baseline); each reward by itself (gdpo)."""
+    scale_rewards: Literal["group", "batch", "none"] | None = None
+    """Divide advantages by the standard deviation of the group's rewards, of the batch's, or not at all. If not set: group for
+    grpo, none for rloo, batch for the others, which know no other."""
     epsilon_low: float = Field(default=0.2, ge=0)
     """The ratio is clipped below at 1 - epsilon_low."""
     epsilon_high: float | None = Field(default=None, ge=0)
     """The ratio is clipped above at 1 + epsilon_high; epsilon_low if not set (DAPO: 0.28)."""
+    dual_clip: float | None = Field(default=None, gt=1)
+    """Bound c of the loss at c |A| for negative advantages (dual-clip PPO: 3); none if not set."""
+    sapo_tau_positive: float = Field(default=1.0, gt=0)
+    """Temperature of sapo's gate for positive advantages."""
+    sapo_tau_negative: float = Field(default=1.05, gt=0)
+    """Temperature of sapo's gate for other advantages."""
     kl_coefficient: float = Field(default=0.0, ge=0)
-    """Weight of the k3 estimate of KL(policy || reference) in the loss; above 0 a reference is kept."""
+    """Weight of the estimate of KL(policy || reference); above 0 a reference is kept."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    """Estimate for each token, with d = reference - policy log-probability: -d (k1), d^2 / 2 (k2), exp(d) - d - 1 (k3)."""
+    kl_in: Literal["loss", "reward"] = "loss"
+    """Add the KL estimates to the token losses, or subtract their sum over a completion from its reward."""
+    entropy_coefficient: float = Field(default=0.0, ge=0)
+    """Weight of the policy's entropy, which is subtracted from the token losses; above 0 its gradient is computed too."""
+    top_entropy_quantile: float = Field(default=1.0, gt=0, le=1)
+    """Share of an optimiser step's tokens, those of the highest entropy, that the policy term trains (Wang et al. 2025: 0.2)."""
     optimizer_steps_per_batch: int = Field(default=1, ge=1)
     """The batch is split by prompt into this many optimiser steps."""
     epochs_per_batch: int = Field(default=1, ge=1)
@@ -39,6 +61,54 @@ class GrpoSpec(Spec):
     """Leave out groups whose rewards are all equal (their advantages are 0)."""
     filter_overlong: bool = False
     """Leave cut completions out of the loss; they still count in their group's mean."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.advantage_estimator not in ("grpo", "rloo") and self.scale != "batch":
+            raise ValueError(f"scale_rewards: advantage_estimator: {self.advantage_estimator} always divides by the batch's")
+        if self.advantage_estimator == "gdpo" and self.kl_in == "reward":
+            raise ValueError("kl_in: advantage_estimator: gdpo normalises each reward by itself; use loss")
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> Self:
+        for name, used in self._uses().items():
+            if not used and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(
+                    f"{name} has no effect with loss_type: {self.loss_type} and kl_coefficient: {self.kl_coefficient:g}"
+                )
+        return self
+
+    def _uses(self) -> dict[str, bool]:
+        """Which settings the others leave an effect."""
+        clips, gates, penalised = self.surrogate == "clip", self.surrogate == "sapo", self.kl_coefficient > 0
+        return {
+            "epsilon_low": clips,
+            "epsilon_high": not gates,
+            "dual_clip": clips,
+            "sapo_tau_positive": gates,
+            "sapo_tau_negative": gates,
+            "kl_estimator": penalised,
+            "kl_in": penalised,
+        }
+
+    @property
+    def scale(self) -> Literal["group", "batch", "none"]:
+        """What advantages are divided by."""
+        defaults: dict[str, Literal["group", "batch", "none"]] = {"grpo": "group", "rloo": "none"}
+        return self.scale_rewards or defaults.get(self.advantage_estimator, "batch")
+
+    @property
+    def surrogate(self) -> Literal["clip", "cispo", "sapo"]:
+        """What bounds the ratio."""
+        return self.loss_type if self.loss_type in ("cispo", "sapo") else "clip"
+
+    @property
+    def average(self) -> Literal["grpo", "bnpo", "dr_grpo", "dapo"]:
+        """How token losses are averaged."""
+        if self.loss_type == "cispo":
+            return "dapo"
+        return "grpo" if self.loss_type == "sapo" else self.loss_type
 
     @property
     def is_on_policy(self) -> bool:

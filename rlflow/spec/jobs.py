@@ -113,8 +113,13 @@ class GrpoJob(RolloutJob):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         resolve_names(self.rewards)
-        if self.rollout.num_generations < 2 and self.grpo.scale_rewards == "group":
-            raise ValueError("rollout.num_generations: a group needs at least 2 completions for grpo.scale_rewards: group")
+        if self.rollout.num_generations < 2 and self.grpo.advantage_estimator != "reinforce_plus_plus":
+            raise ValueError(
+                "rollout.num_generations: a group needs at least 2 completions for "
+                f"grpo.advantage_estimator: {self.grpo.advantage_estimator}"
+            )
+        if self.rollout.num_generations < 2 and self.grpo.filter_zero_std:
+            raise ValueError("grpo.filter_zero_std: a group of rollout.num_generations = 1 would always be left out")
         if self.prompts_per_step % self.grpo.optimizer_steps_per_batch:
             raise ValueError(
                 f"prompts_per_step: {self.prompts_per_step} prompts cannot be split evenly into "

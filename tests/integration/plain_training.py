@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rlflow.algorithms.losses import PolicyLoss
 from rlflow.learner.sequences import TrainSequence
 from rlflow.spec.learner import LearnerSpec
 from tests.integration.stored_batch import MAX_COMPLETION_TOKENS, StoredBatch
@@ -43,46 +44,72 @@ def plain_logits(model: Any, sequence: TrainSequence) -> Tensor:
 
 def plain_logprobs(model: Any, sequence: TrainSequence) -> Tensor:
     """Log-probabilities [n] of the trained tokens."""
+    return plain_scores(model, sequence)[0]
+
+
+def plain_scores(model: Any, sequence: TrainSequence) -> tuple[Tensor, Tensor]:
+    """Log-probabilities [n] of the trained tokens, and the entropies [n] of what they were drawn from."""
     targets = torch.from_numpy(sequence.token_ids[sequence.trained])
-    return plain_logits(model, sequence).log_softmax(-1).gather(-1, targets[:, None])[:, 0]
+    logprobs = plain_logits(model, sequence).log_softmax(-1)
+    return logprobs.gather(-1, targets[:, None])[:, 0], -(logprobs.exp() * logprobs).sum(-1)
 
 
-def plain_training(model_path: str, batch: StoredBatch, loss_type: str, spec: LearnerSpec) -> Training:
+def plain_training(model_path: str, batch: StoredBatch, loss_type: str, spec: LearnerSpec, loss: PolicyLoss) -> Training:
     """Train on the batch's optimiser steps; metrics are loss and gradient norm."""
     model = load_plain(model_path)
-    old = {}
     with torch.no_grad():
-        for number, sequence in batch.sequences.items():
-            old[number] = plain_logprobs(model, sequence)
+        scores = {number: plain_scores(model, sequence) for number, sequence in batch.sequences.items()}
     optimizer = _adamw(model, spec)
     metrics = []
     steps = [sorted(step.token_weights) for step in batch.plan.plan.steps]
     for members in steps:
         weights = _token_weights(loss_type, members, batch, len(steps))
-        loss = torch.tensor(0.0)
+        threshold = np.quantile(np.concatenate([scores[number][1] for number in members]), 1 - loss.top_entropy_quantile)
+        total = torch.tensor(0.0)
         for number in members:
-            token_losses = _token_losses(model, batch.sequences[number], old[number])
-            loss = loss + weights[number] * token_losses.sum()
-        loss.backward()
+            old, entropies = scores[number]
+            token_losses = _token_losses(model, batch.sequences[number], old, entropies >= threshold, loss)
+            total = total + weights[number] * token_losses.sum()
+        total.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), spec.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
-        metrics.append({"loss": loss.item(), "grad_norm": norm.item()})
+        metrics.append({"loss": total.item(), "grad_norm": norm.item()})
     return Training(metrics, {name: p.detach().numpy() for name, p in model.named_parameters()})
 
 
-def _token_losses(model: Any, sequence: TrainSequence, old: Tensor) -> Tensor:
-    """PPO's clipped objective and the k3 penalty, times the truncated importance weight of the sampler's tokens.
+def _token_losses(model: Any, sequence: TrainSequence, old: Tensor, mask: Tensor, loss: PolicyLoss) -> Tensor:
+    """The surrogate on the tokens in `mask`, KL penalty and entropy bonus, times the truncated importance weight of the
+    sampler's tokens.
 
     The model starts as its own reference, so `old` is the reference's log-probability too.
     """
-    logprobs = plain_logprobs(model, sequence)
-    ratio = (logprobs - old).exp()
-    gain = torch.minimum(ratio * sequence.advantage, ratio.clamp(*CLIP) * sequence.advantage)
-    kl = (old - logprobs).exp() - (old - logprobs) - 1
+    logprobs, entropy = plain_scores(model, sequence)
+    ratio = (logprobs - old).exp() if loss.importance_sampling == "token" else (logprobs - old).mean().exp().repeat(len(old))
+    if loss.importance_sampling == "sequence_token":
+        ratio = ratio.detach() * (logprobs - logprobs.detach()).exp()
+    advantage = torch.tensor(sequence.advantage, dtype=torch.float32)
+    gain = {"clip": _clipped_gain, "cispo": _cispo_gain, "sapo": _sapo_gain}[loss.surrogate](ratio, advantage, logprobs, loss)
+    difference = old - logprobs
+    kl = {"k1": -difference, "k2": difference**2 / 2, "k3": difference.exp() - difference - 1}[loss.kl_estimator]
     assert sequence.sampler_logprobs is not None
     sampler = torch.from_numpy(sequence.sampler_logprobs[sequence.trained])
-    return (KL_COEFFICIENT * kl - gain) * (old - sampler).exp().clamp(max=CORRECTION_CAP)
+    token_losses = loss.kl_coefficient * kl - gain * mask - loss.entropy_coefficient * entropy
+    return token_losses * (old - sampler).exp().clamp(max=loss.correction_cap)
+
+
+def _clipped_gain(ratio: Tensor, advantage: Tensor, _: Tensor, loss: PolicyLoss) -> Tensor:
+    gain = torch.minimum(ratio * advantage, ratio.clamp(loss.clip_low, loss.clip_high) * advantage)
+    return torch.maximum(gain, loss.dual_clip * advantage) if loss.dual_clip and advantage < 0 else gain
+
+
+def _cispo_gain(ratio: Tensor, advantage: Tensor, logprobs: Tensor, loss: PolicyLoss) -> Tensor:
+    return ratio.detach().clamp(max=loss.clip_high) * advantage * logprobs
+
+
+def _sapo_gain(ratio: Tensor, advantage: Tensor, _: Tensor, loss: PolicyLoss) -> Tensor:
+    tau = loss.tau_positive if advantage > 0 else loss.tau_negative
+    return 4 / tau * advantage / (1 + (-tau * (ratio - 1)).exp())
 
 
 def _token_weights(loss_type: str, members: Sequence[int], batch: StoredBatch, num_steps: int) -> dict[int, float]:

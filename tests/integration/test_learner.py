@@ -49,6 +49,7 @@ class Case:
     """Whether the states leave and come back between any two calls."""
     dtype: Any = "float32"
     router_aux_loss_coefficient: float = 0.0
+    loss: PolicyLoss = LOSS
 
     @property
     def learner(self) -> LearnerSpec:
@@ -105,12 +106,12 @@ def groups() -> Iterator[dict[int, RankGroup]]:
 @pytest.fixture(scope="module")
 def expected(models) -> Any:
     """Plain training by model and loss type, each once."""
-    known: dict[tuple[str, str], Training] = {}
+    known: dict[tuple[str, str, PolicyLoss], Training] = {}
 
     def look_up(case: Case) -> Training:
-        key = case.model, case.loss_type
+        key = case.model, case.loss_type, case.loss
         if key not in known:
-            known[key] = plain_training(case.model, case.batch, case.loss_type, case.learner)
+            known[key] = plain_training(case.model, case.batch, case.loss_type, case.learner, case.loss)
         return known[key]
 
     return look_up
@@ -145,6 +146,22 @@ def test_zero_stages_change_nothing(models, groups, expected, ranks, stage):
 def test_other_loss_types(models, groups, expected, loss_type):
     for ranks in (1, 2):
         check(Case(models.tied, ranks, loss_type=loss_type), groups, expected)
+
+
+VARIANTS = {
+    "gspo": {"importance_sampling": "sequence", "kl_estimator": "k2", "clip_low": 0.99, "clip_high": 1.01},
+    "gspo-token": {"importance_sampling": "sequence_token", "kl_estimator": "k1", "dual_clip": 1.5},
+    "cispo": {"surrogate": "cispo", "entropy_coefficient": 0.02},
+    "sapo": {"surrogate": "sapo", "tau_negative": 1.5},
+    "entropy-mask": {"top_entropy_quantile": 0.3, "entropy_coefficient": 0.02, "dual_clip": 1.1},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_cutting_the_batch_changes_nothing_for_variants_of_the_loss(models, groups, expected, variant):
+    case = Case(models.untied, loss=replace(LOSS, **VARIANTS[variant]))
+    for ranks, budget, packing in ((1, 4096, True), (1, 512, False), (2, 512, True), (2, 4096, False)):
+        check(replace(case, ranks=ranks, micro_batch_tokens=budget, packing=packing), groups, expected)
 
 
 @pytest.mark.parametrize("mode", ["full", "selective"])
@@ -274,11 +291,14 @@ def train(rank: Rank, case: Case) -> Training:
         old |= learner.score(step, batch.sequences)
         reference |= learner.score(step, batch.sequences, reference=True)
     known = {"old_logprobs": old, "reference_logprobs": reference}
+    if case.loss.top_entropy_quantile < 1:
+        masks = [learner.entropy_mask(step, batch.sequences, case.loss.top_entropy_quantile) for step in steps]
+        known["entropy_mask"] = {number: mask for step_masks in masks for number, mask in step_masks.items()}
     metrics = []
     for step in steps:
         if case.moves:
             move_away_and_back(learner)
-        metrics.append(learner.train_step(step, batch.sequences, LOSS, learning_rate=LEARNING_RATE, known=known))
+        metrics.append(learner.train_step(step, batch.sequences, case.loss, learning_rate=LEARNING_RATE, known=known))
     if case.moves:
         learner.move("weights")  # as at a weight sync
     return Training(metrics, rank.weights())

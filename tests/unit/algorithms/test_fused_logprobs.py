@@ -113,7 +113,7 @@ def test_the_logits_of_all_tokens_never_exist_at_once(monkeypatch):
     logprobs_N.sum().backward()
     assert max(sizes) == 4 * V
     assert sum(sizes) == 2 * N * V, "forward and backward each compute every logit once"
-    assert saved == N * H + V * H + 2 * N, "only inputs, targets and normalisers are kept"
+    assert saved == N * H + V * H + 3 * N, "only inputs, targets, normalisers and entropies are kept"
 
 
 def test_no_tokens():
@@ -134,12 +134,54 @@ def test_a_frozen_head_gets_no_gradient():
     torch.testing.assert_close(hidden_NH.grad, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_entropy_and_correctness_are_without_gradient():
+def test_correctness_is_without_gradient():
     hidden_NH, weight_VH, targets_N = problem()
     scores = fused_logprobs(hidden_NH, weight_VH, targets_N, 1.0)
-    assert scores.logprobs_N.requires_grad
-    assert not scores.entropy_N.requires_grad
+    assert scores.logprobs_N.requires_grad and scores.entropy_N.requires_grad
     assert not scores.correct_N.requires_grad
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+@pytest.mark.parametrize("tokens_per_chunk", [5, 100])
+def test_gradients_through_the_entropy(monkeypatch, share, tokens_per_chunk):
+    """`share` of the target's log-probability beside the entropy."""
+    monkeypatch.setattr(module, "CHUNK_BYTES", tokens_per_chunk * V * FLOAT_BYTES)
+    hidden_NH, weight_VH, targets_N = problem()
+    scores = fused_logprobs(hidden_NH, weight_VH, targets_N, 1.3)
+    logprobs_N, entropy_N, _ = plain(hidden_NH, weight_VH, targets_N, 1.3)
+    ours = gradients(share * scores.logprobs_N + scores.entropy_N if share else scores.entropy_N, hidden_NH, weight_VH)
+    theirs = gradients(share * logprobs_N + entropy_N, hidden_NH, weight_VH)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_the_entropy_gradient_equals_finite_differences_of_the_entropy():
+    hidden_NH, weight_VH, targets_N = problem()
+    upstream_N = torch.linspace(-1, 2, N)
+    fused = gradients(fused_logprobs(hidden_NH, weight_VH, targets_N, 0.8).entropy_N, hidden_NH, weight_VH)
+    for position, gradient in enumerate(fused):
+        direction = torch.randn(gradient.shape, generator=torch.Generator().manual_seed(position))
+
+        def loss(shift, position=position, direction=direction):
+            moved = [hidden_NH.detach().double(), weight_VH.detach().double()]
+            moved[position] = moved[position] + shift * direction.double()
+            return float((plain(*moved, targets_N, 0.8)[1] * upstream_N).sum())
+
+        slope = (loss(1e-5) - loss(-1e-5)) / 2e-5
+        assert float((gradient * direction).sum()) == pytest.approx(slope, rel=1e-4)
+
+
+def test_no_gradient_through_the_entropy_is_computed_where_none_is_asked_for(monkeypatch):
+    asked = []
+    to_gradient = module._PlainRowOperations.logits_to_gradient
+    monkeypatch.setattr(
+        module._PlainRowOperations,
+        "logits_to_gradient",
+        lambda *arguments: (asked.append(arguments[-1] is not None), to_gradient(*arguments)),
+    )
+    for use in (lambda scores: scores.logprobs_N, lambda scores: scores.logprobs_N + scores.entropy_N):
+        use(fused_logprobs(*problem(), 1.0)).sum().backward()
+    assert asked == [False, True]
 
 
 def test_bfloat16_inputs_give_float32_scores_and_bfloat16_gradients():

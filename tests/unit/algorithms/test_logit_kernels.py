@@ -33,6 +33,9 @@ def results(operations):
     for name, upstream in UPSTREAM.items():
         out[name] = logits_NV.clone()
         operations.logits_to_gradient(out[name], targets_N, out["normalizers_N"], *upstream, TEMPERATURE)
+        entropy = (out["entropies_N"], upstream[0].flip(0))
+        out[f"{name}_entropy"] = logits_NV.clone()
+        operations.logits_to_gradient(out[f"{name}_entropy"], targets_N, out["normalizers_N"], *upstream, TEMPERATURE, entropy)
     return out
 
 
@@ -44,10 +47,13 @@ def interpreted(tmp_path_factory):
     return torch.load(file)
 
 
-@pytest.mark.parametrize("name", ["logprobs_N", "means_N", "entropies_N", "normalizers_N", "correct_N", *UPSTREAM])
+@pytest.mark.parametrize(
+    "name", ["logprobs_N", "means_N", "entropies_N", "normalizers_N", "correct_N", *UPSTREAM, *(f"{u}_entropy" for u in UPSTREAM)]
+)
 def test_the_kernels_equal_plain_torch(interpreted, name):
     plain = results(_PlainRowOperations)
     torch.testing.assert_close(interpreted[name], plain[name], rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(plain["different"], plain["different_entropy"], atol=1e-2)
     assert plain["correct_N"].tolist() == [True] + [False] * (N - 1)
 
 

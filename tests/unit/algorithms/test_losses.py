@@ -12,10 +12,8 @@ from rlflow.algorithms.losses import (
     SmoothedCrossEntropy,
     cross_entropy_loss,
     held_out_loss,
-    kl_k3,
-    load_balancing_loss,
-    sampler_weights,
 )
+from rlflow.algorithms.policy_terms import kl_estimate, sampler_weights
 
 NAN = math.nan
 
@@ -130,18 +128,18 @@ def test_a_huge_log_ratio_stays_finite():
 
 def test_k3_golden_numbers():
     policy_N = tensor(-1.0, -1.0, -1.0, -1.0)
-    k3_N = kl_k3(policy_N, policy_N + tensor(0.1, -0.1, 1.0, 0.0))
+    k3_N = kl_estimate(policy_N, policy_N + tensor(0.1, -0.1, 1.0, 0.0), "k3")
     assert k3_N.tolist() == pytest.approx([0.005171, 0.004837, 0.718282, 0], abs=5e-7)
 
 
 def test_k3_is_bounded():
-    assert kl_k3(tensor(-900.0, 0.0), tensor(0.0, -900.0)).tolist() == pytest.approx([10, 10])
+    assert kl_estimate(tensor(-900.0, 0.0), tensor(0.0, -900.0), "k3").tolist() == pytest.approx([10, 10])
 
 
 def test_k3_averages_to_the_divergence():
     policy_V, reference_V = tensor(0.2, 0.3, 0.5), tensor(0.4, 0.4, 0.2)
     exact = (policy_V * (policy_V / reference_V).log()).sum()
-    estimate = (policy_V * kl_k3(policy_V.log(), reference_V.log())).sum()
+    estimate = (policy_V * kl_estimate(policy_V.log(), reference_V.log(), "k3")).sum()
     assert float(estimate) == pytest.approx(float(exact))
 
 
@@ -261,32 +259,3 @@ def test_label_smoothing_is_cross_entropy_with_a_softened_target():
     losses, _ = SmoothedCrossEntropy(0.2)(given)
     expected = torch.nn.functional.cross_entropy(logits, targets, reduction="none", label_smoothing=0.2)
     assert torch.allclose(losses, expected)
-
-
-def test_load_balancing_is_that_of_transformers_for_each_layer_and_sequence():
-    from transformers.models.qwen3_moe.modeling_qwen3_moe import load_balancing_loss_func
-
-    logits_LTE = torch.randn(3, 12, 5, generator=torch.Generator().manual_seed(0))
-    sequence_of_T = torch.tensor([0, 0, 0, -1, 1, 1, 1, 1, 1, 2, 2, -1])
-    ours_S = load_balancing_loss(logits_LTE, sequence_of_T, 3, top_k=2)
-    for sequence, value in enumerate(ours_S.tolist()):
-        layers = [load_balancing_loss_func((layer[sequence_of_T == sequence],), 5, 2) for layer in logits_LTE]
-        assert value == pytest.approx(float(sum(layers)) / 3, rel=1e-5)
-
-
-def test_perfect_balance_gives_top_k():
-    logits_LTE = torch.eye(4)[None] * 20.0  # each of four tokens goes to an expert of its own, almost surely
-    assert load_balancing_loss(logits_LTE, torch.zeros(4, dtype=torch.int64), 1, top_k=1).tolist() == pytest.approx([1.0])
-
-
-def test_load_balancing_gradient_equals_finite_differences():
-    logits_LTE = torch.randn(2, 6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    sequence_of_T = torch.tensor([0, 0, 1, 1, 1, -1])
-
-    def loss(logits):
-        return load_balancing_loss(logits, sequence_of_T, 2, top_k=2).sum()
-
-    (gradient_LTE,) = torch.autograd.grad(loss(logits_LTE.requires_grad_()), [logits_LTE])
-    direction = torch.randn(logits_LTE.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    slope = float(loss(logits_LTE + 1e-4 * direction) - loss(logits_LTE - 1e-4 * direction)) / 2e-4
-    assert float((gradient_LTE * direction).sum()) == pytest.approx(slope, rel=1e-3)

@@ -1,9 +1,10 @@
+import dataclasses
 import itertools
 import random
 
 import pytest
 
-from rlflow.algorithms.policy_batch import PolicyBatchSettings, ScoredGroup, plan_policy_batch
+from rlflow.algorithms.policy_batch import PolicyBatchSettings, ScoredGroup, plan_policy_batch, plan_scoring, with_kl
 
 SETTINGS = {
     "loss_type": "dapo",
@@ -175,3 +176,45 @@ def test_the_loss_does_not_depend_on_ranks_micro_batches_and_packing(loss_type):
     assert len(losses[0]) == 3
     for other in losses[1:]:
         assert other == pytest.approx(losses[0], rel=1e-12)
+
+
+# ---- advantages of other kinds
+
+
+def test_kl_lowers_the_reward_before_advantages_and_not_the_filter():
+    flat, mixed = group([1, 1]), group([1, None, 0])
+    settings = PolicyBatchSettings(**{**SETTINGS, "filter_zero_std": True, "kl_in_reward": 0.5})
+    scoring = plan_scoring([flat, mixed], settings)
+    assert [(s.group, s.completion) for s in scoring.samples] == [(1, 0), (1, 2)], "a group that is left out is not scored"
+    groups = with_kl([flat, mixed], scoring, {0: 2.0, 1: -1.0})
+    assert [g.kl for g in groups] == [(None, None), (2.0, None, -1.0)]
+    batch = plan_policy_batch(groups, settings)
+    # rewards 1 - 0.5 x 2 and 0 + 0.5 x 1
+    assert batch.advantages == ((0.0, 0.0), (-0.25, None, 0.25))
+    assert batch.groups_dropped_fraction == 0.5
+
+
+def test_scoring_takes_every_sample_in_one_step():
+    groups = [group([1, 0], truncated=[0]) for _ in range(4)]
+    batch = plan_scoring(groups, PolicyBatchSettings(**{**SETTINGS, "filter_overlong": True, "optimizer_steps": 2, "epochs": 3}))
+    [step] = batch.plan.steps
+    assert trained(step) == list(range(8))
+    gdpo = PolicyBatchSettings(**{**SETTINGS, "advantage_estimator": "gdpo", "kl_in_reward": 1.0})
+    assert plan_scoring(groups, gdpo).plan.steps, "before there are rewards by name or KL"
+
+
+def test_gdpo_takes_the_rewards_apart_and_leaves_failed_samples_out():
+    parts = ((1.0, 0.0), (0.0, 10.0), (5.0, None))
+    batch = plan(
+        [dataclasses.replace(group([1, 20, None]), reward_parts=parts)], advantage_estimator="gdpo", reward_weights=(1.0, 2.0)
+    )
+    [advantages] = batch.advantages
+    assert advantages[:2] == pytest.approx((-(0.5**0.5), 0.5**0.5), abs=1e-4)
+    assert advantages[2] is None, "one of its rewards failed"
+
+
+def test_the_statistics_of_a_batch_are_those_of_the_groups_it_keeps():
+    groups = [group([1, 0]), group([9, 9]), group([1, 0])]
+    kept = plan(groups, filter_zero_std=True, advantage_estimator="reinforce_plus_plus", scale_rewards="batch")
+    alone = plan([groups[0], groups[2]], advantage_estimator="reinforce_plus_plus", scale_rewards="batch")
+    assert kept.advantages == (alone.advantages[0], (0.0, 0.0), alone.advantages[1])

@@ -38,6 +38,15 @@ class ScriptedEngine:
         return [SimpleNamespace(request_id=r, finished=r in finished) for r in [*self.requests, *finished]]
 
 
+async def stepping(engine, awaitable):
+    """The result, while the engine steps without finishing anything."""
+    task = asyncio.ensure_future(awaitable)
+    while not task.done():
+        engine.steps.put([])
+        await asyncio.sleep(0.001)
+    return task.result()
+
+
 def run(scenario):
     async def within():
         engine = ScriptedEngine()
@@ -70,13 +79,11 @@ def test_outputs_come_as_they_finish():
 def test_calls_run_between_steps_and_their_errors_are_the_callers():
     async def scenario(engine, thread):
         running = asyncio.create_task(thread.generate("a", "prompt", None))
-        called = asyncio.create_task(thread.call(lambda engine: list(engine.requests)))
-        engine.steps.put([])
-        assert await called == ["a"]
-        failing = asyncio.create_task(thread.call(lambda engine: 1 / 0))
-        engine.steps.put([])
+        while not engine.requests:
+            await asyncio.sleep(0)
+        assert await stepping(engine, thread.call(lambda engine: list(engine.requests))) == ["a"]
         with pytest.raises(ZeroDivisionError):
-            await failing
+            await stepping(engine, thread.call(lambda engine: 1 / 0))
         engine.steps.put(["a"])
         assert (await running).finished
 
@@ -99,11 +106,9 @@ def test_a_cancelled_request_is_aborted():
         while not engine.requests:
             await asyncio.sleep(0)
         running.cancel()
-        engine.steps.put([])
         with pytest.raises(asyncio.CancelledError):
-            await running
-        engine.steps.put([])
-        await thread.call(lambda engine: None)
+            await stepping(engine, running)
+        await stepping(engine, thread.call(lambda engine: None))
         assert engine.aborted == ["a"]
 
     run(scenario)

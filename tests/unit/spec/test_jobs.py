@@ -156,3 +156,28 @@ def test_model_labels(model, label):
 def test_a_run_name_is_a_plain_folder_name(name):
     with pytest.raises(ValueError, match=r"run\.name"):
         grpo_job(run={"name": name})
+
+
+@pytest.mark.parametrize(
+    ("fields", "name"),
+    [
+        ({"loss_type": "sapo", "epsilon_high": 0.3}, "epsilon_high"),
+        ({"loss_type": "cispo", "epsilon_low": 0.1}, "epsilon_low"),
+        ({"loss_type": "cispo", "dual_clip": 3}, "dual_clip"),
+        ({"sapo_tau_negative": 2}, "sapo_tau_negative"),
+        ({"kl_estimator": "k1"}, "kl_estimator"),
+        ({"kl_in": "reward"}, "kl_in"),
+    ],
+)
+def test_a_setting_that_would_be_ignored_is_refused(fields, name):
+    with pytest.raises(ValueError, match=f"{name} has no effect"):
+        GrpoSpec(**fields)
+
+
+@pytest.mark.parametrize(
+    ("loss_type", "surrogate", "average"),
+    [("dapo", "clip", "dapo"), ("dr_grpo", "clip", "dr_grpo"), ("cispo", "cispo", "dapo"), ("sapo", "sapo", "grpo")],
+)
+def test_what_a_loss_type_means(loss_type, surrogate, average):
+    spec = GrpoSpec(loss_type=loss_type)
+    assert (spec.surrogate, spec.average) == (surrogate, average)

@@ -71,7 +71,10 @@ def load(tmp_path, text, overrides=()):
         ),
         ({"data": {"sources": {"type": "file"}}}, "data.sources.path: missing"),
         ({"run": {}}, "run.name: missing"),
-        ({"grpo": {"loss_type": "ppo"}}, "grpo.loss_type: Input should be 'grpo', 'bnpo', 'dr_grpo' or 'dapo' (got 'ppo')"),
+        (
+            {"grpo": {"loss_type": "ppo"}},
+            "grpo.loss_type: Input should be 'grpo', 'bnpo', 'dr_grpo', 'dapo', 'cispo' or 'sapo' (got 'ppo')",
+        ),
         ({"learner": {"zero_stage": 4}}, "learner.zero_stage: Input should be 'auto', 0, 1, 2 or 3 (got 4)"),
         ({"steps": 0}, "steps: Input should be greater than or equal to 1 (got 0)"),
         ({"rewards": []}, "rewards: Tuple should have at least 1 item after validation, not 0 (got [])"),
@@ -156,6 +159,17 @@ def test_fields_that_do_not_go_together(changes, line):
     ("changes", "field"),
     [
         ({"rollout": {"num_generations": 1}}, "rollout.num_generations:"),
+        ({"rollout": {"num_generations": 1}, "grpo": {"scale_rewards": "batch"}}, "rollout.num_generations:"),
+        (
+            {
+                "rollout": {"num_generations": 1},
+                "grpo": {"advantage_estimator": "reinforce_plus_plus", "filter_zero_std": True},
+            },
+            "grpo.filter_zero_std:",
+        ),
+        ({"grpo": {"advantage_estimator": "gdpo", "scale_rewards": "group"}}, "grpo: scale_rewards:"),
+        ({"grpo": {"advantage_estimator": "gdpo", "kl_coefficient": 0.1, "kl_in": "reward"}}, "grpo: kl_in:"),
+        ({"grpo": {"dual_clip": 3, "loss_type": "sapo"}}, "grpo: dual_clip has no effect"),
         ({"grpo": {"sampler_correction": {"mode": "mask"}}, "rollout": {"top_p": 0.9}}, "grpo.sampler_correction.mode:"),
         ({"grpo": {"sampler_correction": {"mode": "mask"}}, "rollout": {"top_k": 5}}, "grpo.sampler_correction.mode:"),
         (
@@ -169,8 +183,8 @@ def test_settings_the_objective_rules_out(changes, field):
     assert line.startswith(field)
 
 
-def test_one_completion_a_prompt_is_fine_without_group_scale():
-    job = parse_job(spec(rollout={"num_generations": 1}, grpo={"scale_rewards": "batch"}))
+def test_one_completion_a_prompt_is_fine_with_a_baseline_of_the_batch():
+    job = parse_job(spec(rollout={"num_generations": 1}, grpo={"advantage_estimator": "reinforce_plus_plus"}))
     assert job.rollout.num_generations == 1
 
 
