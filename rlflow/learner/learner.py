@@ -94,7 +94,7 @@ class Learner:
         """1 for each of this rank's trained tokens whose entropy is among the `quantile` highest of the step, else 0. The step's
         tokens are those of all ranks.
         """
-        entropies = self._scores(step, sequences, lambda output: output.entropy_N)
+        entropies = self._scores(step, sequences, lambda output: output.scores.entropy_N)
         counted = {i for micro_batch in step.ranks[self._info.rank] if not micro_batch.is_padding for i in micro_batch.sequences}
         parts = self._gathered([entropies[i] for i in sorted(counted)])
         threshold = entropy_threshold(torch.cat([values for rank_values in parts for values in rank_values]), quantile)
