@@ -115,6 +115,10 @@ class LearnerActor:
         reference = self._score_all(steps, sequences, reference=True)
         return {i: float(kl_estimate(policy[i], reference[i], estimator).sum()) for i in policy}
 
+    def refresh_reference(self) -> None:
+        """The policy becomes its own reference."""
+        self._learner.refresh_reference()
+
     def sampler_mismatch(self, batch: PolicyBatch, groups: Sequence[ObjectRef], token_loss: Any) -> dict[str, float]:
         """Metrics of the batch without training, the log-probability difference to the sampler among them (collective)."""
         return self._learner.evaluate(batch.plan.steps[0], self._policy_sequences(batch, groups), token_loss)

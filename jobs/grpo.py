@@ -46,7 +46,7 @@ async def run_grpo_job(job: GrpoJob, context: JobContext) -> None:
         learner = LearnerGroup(placement, devices, setup, can_offload=_takes_turns(job, context.machine))
         await _start(learner, rollouts, context)
         await rewards.ready()
-        checkpoints = Checkpoints(context.run, learner, keep=job.run.keep_checkpoints)
+        checkpoints = Checkpoints(context.run, learner, job.run)
         stored = await checkpoints.restore()
         hand_over = _hand_over(job, learner, rollouts, weights, prompts)
         sampler = Sampler(rollouts, rewards, groups_in_flight=_groups_in_flight(job), deterministic=job.run.deterministic)
@@ -125,7 +125,7 @@ def _rollout_setup(job: GrpoJob, model: PreparedModel, machine: Machine) -> Roll
         model_path=model.path,
         rollout=job.rollout,
         dtype=job.model.dtype,
-        max_model_tokens=job.data.max_prompt_tokens + job.rollout.max_completion_tokens,
+        max_model_tokens=job.data.max_prompt_tokens + job.longest_completion,
         seed=job.run.seed,
         can_sleep=_takes_turns(job, machine),
         num_threads=machine.threads(job.rollout.num_workers),

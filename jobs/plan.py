@@ -154,8 +154,9 @@ def _shape_problems(job: Job, facts: ModelFacts) -> list[str]:
     longest = job.data.max_tokens
     field = "data.max_tokens"
     if isinstance(job, RolloutJob):
-        longest = job.data.max_prompt_tokens + job.rollout.max_completion_tokens
-        field = "data.max_prompt_tokens + rollout.max_completion_tokens"
+        longest = job.data.max_prompt_tokens + job.longest_completion
+        longer = "rollout" if job.longest_completion == job.rollout.max_completion_tokens else "evaluate"
+        field = f"data.max_prompt_tokens + {longer}.max_completion_tokens"
         if facts.num_attention_heads % job.rollout.tensor_parallel_size:
             problems.append(
                 f"rollout.tensor_parallel_size: {facts.num_attention_heads} attention heads cannot be divided by "

@@ -20,6 +20,7 @@ from rlflow.jobs.kinds import KINDS
 from rlflow.jobs.plan import plan_job
 from rlflow.jobs.ray_job import job_id
 from rlflow.jobs.static_checks import check_same_spec
+from rlflow.observe.checkpoints import step_name
 from rlflow.observe.journal import Journal
 from rlflow.observe.progress import Progress
 from rlflow.observe.report import write_report
@@ -131,7 +132,14 @@ def _summary(run: RunDirectory, job: Job, seconds: float) -> RunSummary:
         time_s=seconds,
         model_path=run.path / "model",
         report_path=run.path / "report.html",
+        best_path=_best_model(run, job),
     )
+
+
+def _best_model(run: RunDirectory, job: Job) -> Path | None:
+    keep = job.run.keep_best
+    best = None if keep is None else run.best_checkpoint(keep.metric, keep.mode)
+    return None if best is None else run.path / "checkpoints" / step_name(best[0]) / "model"
 
 
 def _log_to(console: Console) -> None:

@@ -41,7 +41,7 @@ async def run_sft_job(job: SftJob, context: JobContext) -> None:
     async def run_once() -> None:
         learner = LearnerGroup(placement, devices, setup)
         await context.journal.timed("learner", learner.build)()
-        checkpoints = Checkpoints(context.run, learner, keep=job.run.keep_checkpoints)
+        checkpoints = Checkpoints(context.run, learner, job.run)
         stored = await checkpoints.restore()
         await SftLoop(
             spec=job,

@@ -11,7 +11,7 @@ from rlflow.rewards.api import RewardMark, mark_of
 from rlflow.rewards.columns import ColumnFunction, takes_columns
 from rlflow.rewards.loading import load_target
 from rlflow.rewards.protocol import CallMode
-from rlflow.spec.rewards import CosineSpec, FormatSpec, PluginSpec, RewardSpec, SoftOverlongSpec
+from rlflow.spec.rewards import CosineSpec, FormatSpec, PluginSpec, RepetitionSpec, RewardSpec, SoftOverlongSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,10 @@ def _build_builtin(spec: RewardSpec) -> Callable[[Any], float | None]:
         from rlflow.rewards.soft_overlong import SoftOverlongReward
 
         return SoftOverlongReward(spec)
+    if isinstance(spec, RepetitionSpec):
+        from rlflow.rewards.repetition import RepetitionReward
+
+        return RepetitionReward(spec)
     if isinstance(spec, CosineSpec):
         from rlflow.rewards.cosine import CosineReward
 

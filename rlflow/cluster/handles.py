@@ -106,6 +106,10 @@ class PolicyLearner(Protocol):
         """KL from the reference of each sample of a batch of one step, summed over its tokens."""
         ...
 
+    async def refresh_reference(self) -> None:
+        """The policy becomes its own reference."""
+        ...
+
 
 class ConversationLearner(Protocol):
     """Trains on tokenised conversations."""
@@ -124,6 +128,14 @@ class ConversationLearner(Protocol):
 class CheckpointHandle(Protocol):
     """Writes checkpoints."""
 
-    async def save(self, step: int, state: dict[str, int]) -> None:
-        """Write a complete checkpoint, then remove older ones."""
+    def check_evaluation(self, metrics: Mapping[str, float]) -> None:
+        """Raise `SpecError` if the first evaluation does not give what the best checkpoint is told by."""
+        ...
+
+    def is_due(self, step: int, metrics: Mapping[str, float], *, is_last: bool) -> bool:
+        """Whether a checkpoint follows the step, whose evaluation may be the best so far."""
+        ...
+
+    async def save(self, step: int, state: dict[str, int], metrics: Mapping[str, float]) -> None:
+        """Write a complete checkpoint with the step's evaluation, then remove older ones."""
         ...

@@ -59,6 +59,10 @@ class LearnerGroup:
         ranks = await self._all("sequence_kl", ray.put(batch), list(groups), estimator)
         return {sample: kl for rank in ranks for sample, kl in rank.items()}
 
+    async def refresh_reference(self) -> None:
+        """The policy becomes its own reference."""
+        await self._all("refresh_reference")
+
     async def sampler_mismatch(self, batch: PolicyBatch, groups: Sequence[ObjectRef], token_loss: PolicyLoss) -> dict[str, float]:
         """Metrics of a batch without training on it."""
         return await self._first("sampler_mismatch", ray.put(batch), list(groups), token_loss)

@@ -90,6 +90,11 @@ class Learner:
                 return self.score(step, sequences)
         return self._scores(step, sequences, self._model.per_token)
 
+    def refresh_reference(self) -> None:
+        """The policy's present weights become the reference. Not for adapters, whose reference is the model below them."""
+        assert isinstance(self._reference, SwappedReference)
+        self._reference.refresh()
+
     def entropy_mask(self, step: StepPlan, sequences: Mapping[int, TrainSequence], quantile: float) -> Scores:
         """1 for each of this rank's trained tokens whose entropy is among the `quantile` highest of the step, else 0. The step's
         tokens are those of all ranks.
@@ -218,6 +223,8 @@ class Learner:
         own = {"torch_rng": torch.get_rng_state(), "client_state_names": list(client_state)}
         state = {**client_state, **own}
         self._engine.save_checkpoint(str(directory), tag="learner", client_state=state)
+        if isinstance(self._reference, SwappedReference):
+            self._reference.save(directory / self._reference_file)
         if self._info.rank == 0:
             (directory / _LAYOUT_FILE).write_text(json.dumps(self._layout()))
 
@@ -235,8 +242,14 @@ class Learner:
         loaded, state = self._engine.load_checkpoint(str(directory), tag="learner")
         if loaded is None:
             raise LearnerError(f"{directory}: no learner state could be read")
+        if isinstance(self._reference, SwappedReference):
+            self._reference.load(directory / self._reference_file)
         torch.set_rng_state(state["torch_rng"])
         return {name: state[name] for name in state["client_state_names"]}
+
+    @property
+    def _reference_file(self) -> str:
+        return f"reference-{self._info.rank}.pt"
 
     def _layout(self) -> dict[str, int]:
         return {"num_ranks": self._info.world_size, "zero_stage": self._zero_stage}

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,26 @@ class SwappedReference:
     def __init__(self, model: nn.Module) -> None:
         self._parameters = list(model.parameters())
         self._shards = [_host_copy(_shard(parameter)) for parameter in self._parameters]
+        self._is_refreshed = False
+
+    def refresh(self) -> None:
+        """The model's present weights become the reference."""
+        for parameter, shard in zip(self._parameters, self._shards, strict=True):
+            shard.copy_(_shard(parameter))
+        self._is_refreshed = True
+
+    def save(self, file: Path) -> None:
+        """Write this rank's shards, if they are others than those of the model at the start."""
+        if self._is_refreshed:
+            torch.save(self._shards, file)
+
+    def load(self, file: Path) -> None:
+        """Read what `save` wrote, if it wrote anything."""
+        if not file.is_file():
+            return
+        for shard, saved in zip(self._shards, torch.load(file), strict=True):
+            shard.copy_(saved)
+        self._is_refreshed = True
 
     @contextmanager
     def active(self) -> Iterator[None]:

@@ -30,10 +30,24 @@ def sampling_metrics(groups: Sequence[GroupHandle], batch: PolicyBatch) -> dict[
 
 
 def evaluation_metrics(groups: Sequence[GroupHandle]) -> dict[str, float]:
-    """`eval_<reward>` for every reward, and `eval_reward` for their weighted sum."""
+    """`eval_<reward>` for every reward, and `eval_reward` for their weighted sum: means over all completions (mean@k).
+
+    With k completions a prompt also `eval_<reward>_pass_at_<k>`: the share of prompts of which one has that reward at 1 or more.
+    """
     totals = [score.total for group in groups for score in group.scores if score.total is not None]
     means = {f"eval_{name}": mean for name, mean in _reward_means(groups).items()}
-    return {**({"eval_reward": statistics.fmean(totals)} if totals else {}), **means}
+    return {**({"eval_reward": statistics.fmean(totals)} if totals else {}), **means, **_pass_rates(groups)}
+
+
+def _pass_rates(groups: Sequence[GroupHandle]) -> dict[str, float]:
+    num_samples = max((len(group.scores) for group in groups), default=0)
+    if num_samples < 2:
+        return {}
+    best: dict[str, list[float]] = {}
+    for group in groups:
+        for name, values in _reward_values([group]).items():
+            best.setdefault(name, []).append(max(values))
+    return {f"eval_{name}_pass_at_{num_samples}": statistics.fmean(b >= 1 for b in values) for name, values in best.items()}
 
 
 def check_failures(groups: Sequence[GroupHandle], threshold: float, note: Callable[[str], None]) -> None:
@@ -76,13 +90,17 @@ def completion_rows(
 
 
 def _reward_means(groups: Sequence[GroupHandle]) -> dict[str, float]:
+    return {name: statistics.fmean(known) for name, known in _reward_values(groups).items()}
+
+
+def _reward_values(groups: Sequence[GroupHandle]) -> dict[str, list[float]]:
     values: dict[str, list[float]] = {}
     for group in groups:
         for score in group.scores:
             for name, value in score.by_name.items():
                 if value is not None:
                     values.setdefault(name.lower(), []).append(value)
-    return {name: statistics.fmean(known) for name, known in values.items()}
+    return values
 
 
 def _failed_fraction(groups: Sequence[GroupHandle]) -> float:

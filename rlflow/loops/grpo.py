@@ -9,6 +9,7 @@ from rlflow.algorithms.policy_batch import PolicyBatchSettings, ScoredGroup, pla
 from rlflow.cluster.handles import CheckpointHandle, HandOverHandle, PolicyLearner, PromptTable, SamplerHandle
 from rlflow.data.order import RowOrder
 from rlflow.loops.batch_metrics import check_failures, completion_rows, evaluation_metrics, sampling_metrics
+from rlflow.loops.dynamic_sampling import SampledStep, check_useful
 from rlflow.loops.requests import evaluation_requests, training_requests
 from rlflow.loops.schedule import learning_rate
 from rlflow.loops.state import LoopState
@@ -42,25 +43,25 @@ class GrpoLoop:
             await self._first_evaluation()
         while self.state.step < self.total_steps:
             step, clock = self.state.step + 1, self.journal.clock()
-            rows = self.order.rows(self.state.cursor, self.spec.prompts_per_step)
             version = self.hand_over.weight_version
             with clock.phase("generate"):
-                requests = training_requests(self.spec, step, rows, self.prompts.prompt_ids)
-                sampled = await self.sampler.sample(requests, self.prompts.row, self.hand_over.recover)
+                sampled = await self._sample(step)
             clock.move("generate", "reward", sampled.reward_seconds)
-            check_failures(sampled.groups, self.spec.reward_pool.failure_threshold, self.journal.note)
             with clock.phase("hand_over"):
                 await self.hand_over.to_learning()
             with clock.phase("learn"):
                 scored, metrics = await self._with_kl(sampled)
                 batch = plan_policy_batch(scored, batch_settings(self.spec))
                 metrics |= await self._train(step, batch, sampled)
+                if self.spec.grpo.reference_every and step % self.spec.grpo.reference_every == 0:
+                    await self.learner.refresh_reference()
             with clock.phase("hand_over"):
                 await self.hand_over.to_sampling()
             moves = self.hand_over.metrics()
             clock.move("hand_over", "sync", moves.pop("sync_seconds", 0.0))
-            self.state = LoopState(step, self.state.cursor + len(rows), self.hand_over.weight_version)
-            metrics |= sampling_metrics(sampled.groups, batch) | moves | {"weight_version": version}
+            self.state = LoopState(step, self.state.cursor + sampled.num_prompts, self.hand_over.weight_version)
+            metrics |= sampling_metrics(sampled.groups, batch) | moves
+            metrics |= {"weight_version": version, "sampling_rounds": sampled.num_rounds}
             await self._finish_step(clock, sampled, batch, metrics)
 
     def _say_what_is_not_measured(self) -> None:
@@ -70,7 +71,22 @@ class GrpoLoop:
                 "learner's own, and the difference between the two is not measured"
             )
 
-    async def _with_kl(self, sampled: Any) -> tuple[list[ScoredGroup], dict[str, float]]:
+    async def _sample(self, step: int) -> SampledStep:
+        """The step's groups. With dynamic sampling further prompts replace groups without different rewards, up to a limit; a
+        step takes as many prompts from the data as it samples, and carries none over.
+        """
+        spec, sampled = self.spec, SampledStep()
+        while missing := min(spec.prompts_per_step - sampled.num_useful, spec.max_prompts_per_step - sampled.num_prompts):
+            rows = self.order.rows(self.state.cursor + sampled.num_prompts, missing)
+            requests = training_requests(spec, step, rows, self.prompts.prompt_ids, first_slot=sampled.num_prompts)
+            batch = await self.sampler.sample(requests, self.prompts.row, self.hand_over.recover)
+            check_failures(batch.groups, spec.reward_pool.failure_threshold, self.journal.note)
+            sampled.add(batch.groups, batch.reward_seconds)
+        if spec.grpo.dynamic_sampling is not None:
+            check_useful(sampled, step, spec, self.journal.note)
+        return sampled
+
+    async def _with_kl(self, sampled: SampledStep) -> tuple[list[ScoredGroup], dict[str, float]]:
         """The groups' scalars, with their KL from the reference if that lowers the reward."""
         groups, settings = [group.scored() for group in sampled.groups], batch_settings(self.spec)
         batch = plan_scoring(groups, settings)
@@ -80,7 +96,7 @@ class GrpoLoop:
         tokens = sum(groups[sample.group].completion_tokens[sample.completion] for sample in batch.samples)
         return with_kl(groups, batch, kl), {"kl_mean": sum(kl.values()) / tokens}
 
-    async def _train(self, step: int, batch: Any, sampled: Any) -> dict[str, float]:
+    async def _train(self, step: int, batch: Any, sampled: SampledStep) -> dict[str, float]:
         """All optimiser steps on the batch; metrics are their means. Nothing to learn from: no step is taken."""
         if not batch.plan.steps:
             self.journal.note(f"step {step}: no group has rewards that differ, so there is nothing to learn from")
@@ -92,7 +108,7 @@ class GrpoLoop:
         arrays = [group.arrays for group in sampled.groups]
         return _means(await self.learner.train_policy(batch, arrays, policy_loss(self.spec), rates, on_policy=on_policy))
 
-    async def _finish_step(self, clock: StepClock, sampled: Any, batch: Any, metrics: dict[str, float]) -> None:
+    async def _finish_step(self, clock: StepClock, sampled: SampledStep, batch: Any, metrics: dict[str, float]) -> None:
         step, every = self.state.step, self.spec.evaluate.every
         is_last = step == self.total_steps
         if self.spec.run.log_completions_every and (is_last or step % self.spec.run.log_completions_every == 0):
@@ -101,9 +117,9 @@ class GrpoLoop:
         if is_last or (every and step % every == 0):
             with clock.phase("eval"):
                 metrics |= await self._evaluate()
-        if is_last or step % self.spec.run.save_every == 0:
+        if self.checkpoints.is_due(step, metrics, is_last=is_last):
             with clock.phase("checkpoint"):
-                await self.checkpoints.save(step, self.state.to_dict())
+                await self.checkpoints.save(step, self.state.to_dict(), metrics)
         tokens = sum(g.summary.prompt_tokens * len(g.scores) + sum(g.summary.completion_tokens) for g in sampled.groups)
         metrics |= {"learn_tokens": tokens, "tokens_per_second": tokens / clock.metrics()["step_seconds"]}
         self.journal.step(step, {**metrics, "epoch": self.order.epoch(self.state.cursor)}, clock)
@@ -112,6 +128,7 @@ class GrpoLoop:
         clock = self.journal.clock()
         with clock.phase("eval"):
             metrics = await self._evaluate()
+        self.checkpoints.check_evaluation(metrics)
         if metrics:
             self.journal.step(0, metrics, clock)
 
@@ -151,7 +168,7 @@ def batch_settings(spec: GrpoJob) -> PolicyBatchSettings:
     return PolicyBatchSettings(
         loss_type=spec.grpo.average,
         scale_rewards=spec.grpo.scale,
-        filter_zero_std=spec.grpo.filter_zero_std,
+        filter_zero_std=spec.grpo.drops_equal_rewards,
         filter_overlong=spec.grpo.filter_overlong,
         optimizer_steps=spec.grpo.optimizer_steps_per_batch,
         epochs=spec.grpo.epochs_per_batch,

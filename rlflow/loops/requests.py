@@ -14,9 +14,9 @@ _EVALUATION_STEP = -1
 
 
 def training_requests(
-    spec: GrpoJob, step: int, rows: Sequence[int], prompt_ids: Callable[[int], np.ndarray]
+    spec: GrpoJob, step: int, rows: Sequence[int], prompt_ids: Callable[[int], np.ndarray], first_slot: int = 0
 ) -> list[GroupRequest]:
-    """One group for each row. Seeds only in deterministic runs: seeded requests are slower."""
+    """One group for each row, in slots from `first_slot`. Seeds only in deterministic runs: seeded requests are slower."""
     mode = spec.logprob_mode
     return [
         GroupRequest(
@@ -27,21 +27,23 @@ def training_requests(
             seed=request_seed(spec.run.seed, step, row, slot) if spec.run.deterministic else None,
             with_logprobs=mode == "all" or (mode == "sample" and slot % LOGPROBS_EVERY == 0),
         )
-        for slot, row in enumerate(rows)
+        for slot, row in enumerate(rows, start=first_slot)
     ]
 
 
 def evaluation_requests(spec: GrpoJob, rows: Sequence[int], prompt_ids: Callable[[int], np.ndarray]) -> list[GroupRequest]:
-    """One completion for each held-out row, always with the same seed, so that evaluations compare models and not luck."""
+    """Completions of each held-out row, always with the same seeds, so that evaluations compare models and not luck."""
     temperature = spec.rollout.temperature if spec.evaluate.temperature is None else spec.evaluate.temperature
     return [
         GroupRequest(
             slot=slot,
             prompt_id=row,
             prompt_ids=prompt_ids(row),
-            num_completions=1,
+            num_completions=spec.evaluate.num_samples,
             seed=request_seed(spec.run.seed, _EVALUATION_STEP, row, slot),
             temperature=temperature,
+            top_p=spec.evaluate.top_p,
+            max_tokens=spec.evaluate.max_completion_tokens,
         )
         for slot, row in enumerate(rows)
     ]

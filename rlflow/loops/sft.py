@@ -61,9 +61,9 @@ class SftLoop:
         if is_last or (self.spec.evaluate.every and step % self.spec.evaluate.every == 0):
             with clock.phase("eval"):
                 evaluation = await self._held_out_metrics()
-        if is_last or step % self.spec.run.save_every == 0:
+        if self.checkpoints.is_due(step, evaluation, is_last=is_last):
             with clock.phase("checkpoint"):
-                await self.checkpoints.save(step, self.state.to_dict())
+                await self.checkpoints.save(step, self.state.to_dict(), evaluation)
         seconds = clock.metrics()["step_seconds"]
         progress = {
             "epoch": self.order.epoch(self.state.cursor),
@@ -76,6 +76,7 @@ class SftLoop:
         clock = self.journal.clock()
         with clock.phase("eval"):
             metrics = await self._held_out_metrics()
+        self.checkpoints.check_evaluation(metrics)
         if metrics:
             self.journal.step(step, metrics, clock)
 

@@ -1,12 +1,18 @@
 """The folder of checkpoints: written beside, flushed, renamed, marked COMPLETE."""
 
+import json
+import math
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
-from rlflow.observe.durable import sync_directory, sync_tree, write_text
+from rlflow.observe.durable import sync_directory, sync_tree, write_json, write_text
 
 COMPLETE = "COMPLETE"
+EVALUATION = "evaluation.json"
+"""Beside a checkpoint's model: the figures of the evaluation that it followed."""
 
 
 def step_name(step: int) -> str:
@@ -35,13 +41,15 @@ class CheckpointFolder:
         partial.mkdir(parents=True)
         return partial
 
-    def commit(self, step: int) -> Path:
-        """Make the partial checkpoint the step's checkpoint.
+    def commit(self, step: int, evaluation: Mapping[str, float] | None = None) -> Path:
+        """Make the partial checkpoint the step's checkpoint, with the figures of an evaluation if there was one.
 
         Flushes the files as this machine sees them; ranks on other nodes flush their own beforehand.
         """
         final = self.path / step_name(step)
         assert step not in self.complete(), f"{final} is complete already"
+        if evaluation:
+            write_json(self._partial(step) / EVALUATION, dict(evaluation))
         sync_tree(self._partial(step))
         if final.exists():
             shutil.rmtree(final)
@@ -58,6 +66,12 @@ class CheckpointFolder:
     def latest(self) -> tuple[int, Path] | None:
         """The newest complete checkpoint."""
         return max(self.complete().items(), default=None)
+
+    def best(self, metric: str, mode: Literal["max", "min"]) -> tuple[int, float] | None:
+        """Step and value of the complete checkpoint whose evaluation was best; of equal ones the first."""
+        found = [(step, value) for step, path in self.complete().items() if (value := _figure(path, metric)) is not None]
+        sign = 1 if mode == "max" else -1
+        return max(found, key=lambda item: (sign * item[1], -item[0]), default=None)
 
     def rotate(self, keep: int, protect: set[int]) -> list[int]:
         """Remove complete checkpoints that are neither among the `keep` newest nor protected."""
@@ -82,3 +96,9 @@ class CheckpointFolder:
 
     def _partial(self, step: int) -> Path:
         return self.path / f".{step_name(step)}.partial"
+
+
+def _figure(checkpoint: Path, metric: str) -> float | None:
+    file = checkpoint / EVALUATION
+    value = json.loads(file.read_text(encoding="utf-8")).get(metric) if file.is_file() else None
+    return value if value is not None and math.isfinite(value) else None

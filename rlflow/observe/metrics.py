@@ -22,6 +22,7 @@ METRICS: dict[str, str] = {
     "reward_failed_fraction": "samples whose reward failed / samples",
     "groups_zero_std_fraction": "groups whose rewards are all equal / groups",
     "groups_dropped_fraction": "groups left out by dynamic sampling / groups sampled",
+    "sampling_rounds": "times that prompts were sampled for the step; above 1 dynamic sampling replaced groups",
     "completion_tokens_mean": "mean length of the completions, tokens",
     "completion_clipped_fraction": "completions that reached the length limit / completions",
     "entropy_mean": "mean entropy of the policy at the completion tokens, nats",

@@ -64,6 +64,9 @@ def _facts(resolved: Mapping[str, Any], status: RunStatus | None, num_rows: int)
         if status.message:
             facts["Message"] = f'<span class="text">{escape(status.message)}</span>'
         facts["Steps"] = f"{status.step} of {status.total_steps}" if status.total_steps else f"{num_rows}"
+        if status.best is not None:
+            figures = ", ".join(f"{name} {value:.4g}" for name, value in status.best.items() if name != "step")
+            facts["Best checkpoint"] = f"step {status.best['step']} ({escape(figures)})"
         facts["Duration"] = duration(status.time - status.started)
         facts["Finished" if status.state != "running" else "As of"] = _moment(status.time)
     return "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in facts.items())

@@ -36,6 +36,8 @@ class RunStatus:
     started: float = 0.0
     time: float = 0.0
     ray_job_id: str | None = None
+    best: dict[str, float] | None = None
+    """Step and figure of the best checkpoint, where `run.keep_best` asks for it."""
 
 
 class RunDirectory:
@@ -125,9 +127,9 @@ class RunDirectory:
         """A fresh folder beside the final one, to write `model/` and `state/` into."""
         return self._checkpoints.begin(step)
 
-    def commit_checkpoint(self, step: int) -> Path:
+    def commit_checkpoint(self, step: int, evaluation: Mapping[str, float] | None = None) -> Path:
         """Flush what was written since `begin_checkpoint`, move it into place and mark it COMPLETE."""
-        return self._checkpoints.commit(step)
+        return self._checkpoints.commit(step, evaluation)
 
     def rotate(self, keep: int, protect: Iterable[int] = ()) -> list[int]:
         """Remove complete checkpoints but the `keep` newest, those in `protect` and the one `model` names.
@@ -139,6 +141,10 @@ class RunDirectory:
     def latest_checkpoint(self) -> tuple[int, Path] | None:
         """Step and folder of the newest checkpoint that is marked COMPLETE."""
         return self._checkpoints.latest()
+
+    def best_checkpoint(self, metric: str, mode: Literal["max", "min"]) -> tuple[int, float] | None:
+        """Step and value of the complete checkpoint whose evaluation has the best `metric`; of equal ones the first."""
+        return self._checkpoints.best(metric, mode)
 
     def link_model(self, step: int) -> Path:
         """Point `model` at the model of a complete checkpoint (relative, so that the run may be moved)."""

@@ -22,6 +22,8 @@ class RunSummary:
     time_s: float
     model_path: Path | None
     report_path: Path | None
+    best_path: Path | None = None
+    """Model of the best checkpoint, where `run.keep_best` asks for it."""
 
 
 def print_summary(rows: Sequence[RunSummary], console: Console | None = None) -> None:
@@ -34,7 +36,7 @@ def print_summary(rows: Sequence[RunSummary], console: Console | None = None) ->
         table.add_row(row.name, row.kind, row.metric, _figure(row.before), _figure(row.after), duration(row.time_s))
     console.print(table)
     for row in rows:
-        for what, path in (("model", row.model_path), ("report", row.report_path)):
+        for what, path in (("model", row.model_path), ("best model", row.best_path), ("report", row.report_path)):
             if path is not None:
                 console.print(f"{row.name} {what}: {path}", markup=False, soft_wrap=True)
 

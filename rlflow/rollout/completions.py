@@ -74,3 +74,7 @@ class GroupRequest:
     """Ignore top_p and top_k: for comparing log-probabilities with the learner."""
     temperature: float | None = None
     """Instead of the spec's temperature (evaluation); 0: greedy."""
+    top_p: float | None = None
+    """Instead of the spec's (evaluation)."""
+    max_tokens: int | None = None
+    """Instead of the spec's longest completion (evaluation)."""

@@ -134,9 +134,9 @@ class RolloutEngine:
         return SamplingParams(
             n=request.num_completions,
             temperature=spec.temperature if request.temperature is None else request.temperature,
-            top_p=1.0 if full else spec.top_p,
+            top_p=1.0 if full else spec.top_p if request.top_p is None else request.top_p,
             top_k=0 if full else spec.top_k,
-            max_tokens=spec.max_completion_tokens,
+            max_tokens=spec.max_completion_tokens if request.max_tokens is None else request.max_tokens,
             seed=request.seed,
             stop=list(spec.stop) or None,
             stop_token_ids=self._stop_token_ids,

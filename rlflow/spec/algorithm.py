@@ -16,6 +16,14 @@ class SamplerCorrectionSpec(Spec):
     """Upper bound of a token's weight (verl default)."""
 
 
+class DynamicSamplingSpec(Spec):
+    """Sample further prompts until every group of the batch has rewards that differ (DAPO, Yu et al. 2025, eq. 11)."""
+
+    max_batches: int = Field(default=10, ge=1)
+    """At most so many times `prompts_per_step` prompts are sampled for a step (NeMo RL: 10). If groups are missing then, the step
+    trains on those found; if there are none at all, the job fails."""
+
+
 class GrpoSpec(Spec):
     """Group-relative policy optimisation (Shao et al. 2024) and its common variants."""
 
@@ -51,12 +59,16 @@ class GrpoSpec(Spec):
     """Weight of the policy's entropy, which is subtracted from the token losses; above 0 its gradient is computed too."""
     top_entropy_quantile: float = Field(default=1.0, gt=0, le=1)
     """Share of an optimiser step's tokens, those of the highest entropy, that the policy term trains (Wang et al. 2025: 0.2)."""
+    reference_every: int | None = Field(default=None, ge=1)
+    """Steps after which the policy becomes the new reference; if not set, the reference stays the model at the start."""
     optimizer_steps_per_batch: int = Field(default=1, ge=1)
     """The batch is split by prompt into this many optimiser steps."""
     epochs_per_batch: int = Field(default=1, ge=1)
     """Passes over each batch."""
     sampler_correction: SamplerCorrectionSpec = SamplerCorrectionSpec()
     """Correction for the difference between sampler and learner."""
+    dynamic_sampling: DynamicSamplingSpec | None = None
+    """Replace groups whose rewards are all equal by further prompts; if not set, they stay (or `filter_zero_std`)."""
     filter_zero_std: bool = False
     """Leave out groups whose rewards are all equal (their advantages are 0)."""
     filter_overlong: bool = False
@@ -72,25 +84,30 @@ class GrpoSpec(Spec):
 
     @model_validator(mode="after")
     def _nothing_is_ignored(self) -> Self:
-        for name, used in self._uses().items():
-            if not used and getattr(self, name) != type(self).model_fields[name].default:
-                raise ValueError(
-                    f"{name} has no effect with loss_type: {self.loss_type} and kl_coefficient: {self.kl_coefficient:g}"
-                )
+        for name, reason in self._unused().items():
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} has no effect with {reason}")
         return self
 
-    def _uses(self) -> dict[str, bool]:
-        """Which settings the others leave an effect."""
-        clips, gates, penalised = self.surrogate == "clip", self.surrogate == "sapo", self.kl_coefficient > 0
-        return {
-            "epsilon_low": clips,
-            "epsilon_high": not gates,
-            "dual_clip": clips,
-            "sapo_tau_positive": gates,
-            "sapo_tau_negative": gates,
-            "kl_estimator": penalised,
-            "kl_in": penalised,
-        }
+    def _unused(self) -> dict[str, str]:
+        """Settings that the others leave without effect, and because of what."""
+        unused: dict[str, str] = {}
+        if self.surrogate != "clip":
+            unused |= dict.fromkeys(("epsilon_low", "dual_clip"), f"loss_type: {self.loss_type}")
+        if self.surrogate == "sapo":
+            unused |= {"epsilon_high": "loss_type: sapo"}
+        else:
+            unused |= dict.fromkeys(("sapo_tau_positive", "sapo_tau_negative"), f"loss_type: {self.loss_type}")
+        if self.kl_coefficient == 0:
+            unused |= dict.fromkeys(("kl_estimator", "kl_in", "reference_every"), "kl_coefficient: 0")
+        if self.dynamic_sampling is not None:
+            unused |= {"filter_zero_std": "dynamic_sampling, which does the same"}
+        return unused
+
+    @property
+    def drops_equal_rewards(self) -> bool:
+        """Whether groups whose rewards are all equal are left out."""
+        return self.filter_zero_std or self.dynamic_sampling is not None
 
     @property
     def scale(self) -> Literal["group", "batch", "none"]:

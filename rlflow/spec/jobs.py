@@ -40,6 +40,14 @@ class Job(Spec):
             raise ValueError("set exactly one of steps and epochs")
         return self
 
+    @model_validator(mode="after")
+    def _evaluation_samples(self) -> Self:
+        sampling = {"temperature", "top_p", "max_completion_tokens", "num_samples"}
+        given = [name for name in sorted(sampling) if getattr(self.evaluate, name) != EvaluateSpec.model_fields[name].default]
+        if given and not isinstance(self, RolloutJob):
+            raise ValueError(f"evaluate.{given[0]}: a job of kind {self.kind} does not sample; its evaluation is by loss")
+        return self
+
     @property
     def rows_per_step(self) -> int:
         """Rows of the data set that a step takes."""
@@ -78,6 +86,17 @@ class RolloutJob(Job):
     estimate says that both fit. Without GPUs both always stay."""
     prompts_per_step: int = Field(default=8, ge=1)
     """Prompts sampled for a step; with `rollout.num_generations` completions each."""
+
+    @model_validator(mode="after")
+    def _samples_differ(self) -> Self:
+        if self.evaluate.temperature == 0 and self.evaluate.num_samples > 1:
+            raise ValueError("evaluate.num_samples: with evaluate.temperature: 0 all samples of a row are the same")
+        return self
+
+    @property
+    def longest_completion(self) -> int:
+        """Tokens of the longest completion, in training or in evaluation."""
+        return max(self.rollout.max_completion_tokens, self.evaluate.max_completion_tokens or 0)
 
     @property
     def rows_per_step(self) -> int:
@@ -118,8 +137,11 @@ class GrpoJob(RolloutJob):
                 "rollout.num_generations: a group needs at least 2 completions for "
                 f"grpo.advantage_estimator: {self.grpo.advantage_estimator}"
             )
-        if self.rollout.num_generations < 2 and self.grpo.filter_zero_std:
-            raise ValueError("grpo.filter_zero_std: a group of rollout.num_generations = 1 would always be left out")
+        if self.rollout.num_generations < 2 and self.grpo.drops_equal_rewards:
+            name = "filter_zero_std" if self.grpo.filter_zero_std else "dynamic_sampling"
+            raise ValueError(f"grpo.{name}: a group of rollout.num_generations = 1 would always be left out")
+        if self.grpo.reference_every is not None and self.model.lora is not None:
+            raise ValueError("grpo.reference_every: with model.lora the reference is the model without adapters, always the same")
         if self.prompts_per_step % self.grpo.optimizer_steps_per_batch:
             raise ValueError(
                 f"prompts_per_step: {self.prompts_per_step} prompts cannot be split evenly into "
@@ -138,6 +160,12 @@ class GrpoJob(RolloutJob):
                 "because the sampler's log-probabilities are renormalised there"
             )
         return self
+
+    @property
+    def max_prompts_per_step(self) -> int:
+        """Prompts that a step may sample, those included that dynamic sampling replaces."""
+        dynamic = self.grpo.dynamic_sampling
+        return self.prompts_per_step * (1 if dynamic is None else dynamic.max_batches)
 
     @property
     def corrects_sampler(self) -> bool:

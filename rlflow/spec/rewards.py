@@ -86,6 +86,17 @@ class SoftOverlongSpec(_RewardFields):
         return self
 
 
+class RepetitionSpec(_RewardFields):
+    """A penalty for repeated n-grams of words: 0 if all are different, `max_penalty` times the share that repeats others."""
+
+    type: Literal["repetition"] = "repetition"
+    """Kind of reward."""
+    ngram: PositiveInt = 3
+    """Words in an n-gram. ms-swift."""
+    max_penalty: float = Field(default=-1.0, le=0)
+    """Value that is approached as all n-grams become the same. ms-swift."""
+
+
 class PluginSpec(_RewardFields):
     """A reward written by the user or by an installed package."""
 
@@ -108,7 +119,9 @@ class PluginSpec(_RewardFields):
         return target
 
 
-RewardSpec = Annotated[AccuracySpec | FormatSpec | CosineSpec | SoftOverlongSpec | PluginSpec, Field(discriminator="type")]
+RewardSpec = Annotated[
+    AccuracySpec | FormatSpec | CosineSpec | SoftOverlongSpec | RepetitionSpec | PluginSpec, Field(discriminator="type")
+]
 
 
 class RewardPoolSpec(Spec):

@@ -7,6 +7,15 @@ from pydantic import Field
 from rlflow.spec.base import Spec
 
 
+class KeepBestSpec(Spec):
+    """A checkpoint is written whenever an evaluation is the best so far, and the best one stays."""
+
+    metric: str = Field(pattern=r"^eval_[a-z0-9_]+$")
+    """Name of a figure of the evaluation, as in `metrics.jsonl`: `eval_accuracy`, say."""
+    mode: Literal["max", "min"] = "max"
+    """Whether more is better, or less."""
+
+
 class RunSpec(Spec):
     """A run: its name, directory and bookkeeping."""
 
@@ -23,7 +32,9 @@ class RunSpec(Spec):
     save_every: int = Field(default=100, ge=1)
     """Steps between checkpoints; the last step is always saved."""
     keep_checkpoints: int = Field(default=2, ge=1)
-    """Complete checkpoints to keep."""
+    """Complete checkpoints to keep; the best one, if `keep_best` is set, is kept beside them."""
+    keep_best: KeepBestSpec | None = None
+    """By which figure of the evaluation the best checkpoint is told, and kept; if not set, only the newest are."""
     log_completions_every: int = Field(default=10, ge=0)
     """Steps between files of completions; 0: none."""
     max_restarts: int = Field(default=3, ge=0)
@@ -39,3 +50,10 @@ class EvaluateSpec(Spec):
     """At most this many held-out rows; all if not set."""
     temperature: float | None = Field(default=None, ge=0)
     """Sampling temperature; that of training if not set; 0: greedy."""
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    """Nucleus sampling; that of training if not set."""
+    max_completion_tokens: int | None = Field(default=None, ge=1)
+    """Longest completion, in tokens; that of training if not set."""
+    num_samples: int = Field(default=1, ge=1)
+    """Completions a row. `eval_<reward>` is the mean over all (mean@k); above 1, `eval_<reward>_pass_at_<k>` is the share of rows
+    of which at least one completion has that reward at 1 or more."""

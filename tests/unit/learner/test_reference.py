@@ -27,3 +27,23 @@ def test_the_policy_comes_back_after_an_error():
     with pytest.raises(ValueError, match="scoring failed"), reference.active():
         raise ValueError("scoring failed")
     assert torch.equal(model.weight, now)
+
+
+def test_a_refreshed_reference_is_the_policy_of_that_moment(tmp_path):
+    model, reference, start, now = _trained_model()
+    reference.save(tmp_path / "untouched.pt")
+    assert not (tmp_path / "untouched.pt").exists(), "the model at the start need not be saved"
+    reference.refresh()
+    reference.save(tmp_path / "reference.pt")
+    with torch.no_grad():
+        model.weight.zero_()
+    with reference.active():
+        assert torch.equal(model.weight, now)
+    resumed = SwappedReference(model)
+    resumed.load(tmp_path / "nothing.pt")
+    with resumed.active():
+        assert not model.weight.any()
+    resumed.load(tmp_path / "reference.pt")
+    with resumed.active():
+        assert torch.equal(model.weight, now)
+    assert not torch.equal(start, now)

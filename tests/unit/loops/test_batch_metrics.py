@@ -94,9 +94,23 @@ def test_a_batch_without_any_reward_has_no_reward_mean():
 
 def test_evaluation_names():
     metrics = evaluation_metrics(GROUPS)
-    assert metrics == pytest.approx({"eval_reward": 1.0, "eval_accuracy": 2 / 3, "eval_format": 0.5})
+    assert metrics == pytest.approx(
+        {
+            **{"eval_reward": 1.0, "eval_accuracy": 2 / 3, "eval_format": 0.5},
+            **{"eval_accuracy_pass_at_2": 1.0, "eval_format_pass_at_2": 0.5},
+        }
+    )
     validate({"step": 1, **metrics})
     assert evaluation_metrics([group([score(None, failed=True, accuracy=None)])]) == {}
+
+
+def test_one_sample_a_prompt_has_no_pass_rate_and_half_a_reward_does_not_pass():
+    assert evaluation_metrics([group([score(1.0, accuracy=1.0)])]).keys() == {"eval_reward", "eval_accuracy"}
+    groups = [
+        group([score(0.5, a=0.5), score(0.75, a=0.75), score(None, a=None)]),
+        group([score(0, a=0), score(1, a=1), score(1, a=1)]),
+    ]
+    assert evaluation_metrics(groups)["eval_a_pass_at_3"] == 0.5
 
 
 def test_no_failures_are_not_worth_a_word():

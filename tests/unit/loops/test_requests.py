@@ -82,3 +82,15 @@ def test_evaluations_compare_models_and_not_luck():
 def test_temperature_of_evaluations(evaluate, temperature):
     spec = job(rollout={"temperature": 0.7}, evaluate=evaluate)
     assert {r.temperature for r in evaluation_requests(spec, [0, 1], prompt_ids)} == {temperature}
+
+
+def test_evaluations_have_sampling_settings_of_their_own():
+    spec = job(evaluate={"num_samples": 4, "top_p": 0.9, "max_completion_tokens": 7})
+    requests = evaluation_requests(spec, [0, 1], prompt_ids)
+    assert {(r.num_completions, r.top_p, r.max_tokens) for r in requests} == {(4, 0.9, 7)}
+    assert {(r.top_p, r.max_tokens) for r in evaluation_requests(job(), [0], prompt_ids)} == {(None, None)}
+    assert {(r.top_p, r.max_tokens) for r in training_requests(spec, 1, [0], prompt_ids)} == {(None, None)}
+
+
+def test_slots_of_a_later_round_go_on():
+    assert [r.slot for r in training_requests(job(), 1, [3, 4], prompt_ids, first_slot=8)] == [8, 9]

@@ -177,3 +177,20 @@ def test_nothing_to_take_back_makes_no_folder_and_two_rollbacks_make_two(run):
     run.append_metrics({"step": 1})
     assert run.supersede_after(0) != first
     assert run.read_metrics() == []
+
+
+def test_the_best_checkpoint_is_that_of_the_best_evaluation(run):
+    for step, figures in {
+        2: {"eval_loss": 0.5},
+        4: {"eval_loss": 0.2, "eval_accuracy": 0.9},
+        6: None,
+        8: {"eval_loss": 0.2},
+    }.items():
+        run.begin_checkpoint(step)
+        run.commit_checkpoint(step, figures)
+    assert run.best_checkpoint("eval_loss", "min") == (4, 0.2), "of equal ones the first"
+    assert run.best_checkpoint("eval_loss", "max") == (2, 0.5)
+    assert run.best_checkpoint("eval_accuracy", "max") == (4, 0.9)
+    assert run.best_checkpoint("eval_reward", "max") is None
+    run.supersede_after(2)
+    assert run.best_checkpoint("eval_loss", "min") == (2, 0.5), "one that was taken back is none"

@@ -11,7 +11,9 @@ def test_table_shows_before_and_after_and_paths_in_one_piece():
     deep = Path("/data") / ("x" * 90) / "model"
     rows = [
         RunSummary("quickstart_sft", "sft", "eval_accuracy", None, 0.25, 61.0, None, None),
-        RunSummary("quickstart_grpo", "grpo", "eval_accuracy", 0.25, 0.8125, 125.0, deep, Path("/r/report.html")),
+        RunSummary(
+            "quickstart_grpo", "grpo", "eval_accuracy", 0.25, 0.8125, 125.0, deep, Path("/r/report.html"), Path("/r/best")
+        ),
     ]
     print_summary(rows, Console(file=stream, width=80, color_system=None, highlight=False))
     lines = stream.getvalue().splitlines()
@@ -26,3 +28,4 @@ def test_table_shows_before_and_after_and_paths_in_one_piece():
     assert [part.strip() for part in grpo.strip("│").split("│")][3:] == ["0.250", "0.812", "2:05"]
     assert f"quickstart_grpo model: {deep}" in lines
     assert "quickstart_grpo report: /r/report.html" in lines
+    assert [line for line in lines if "best" in line] == ["quickstart_grpo best model: /r/best"]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from rlflow.rewards import RewardScorer
-from rlflow.spec.rewards import AccuracySpec, CosineSpec, FormatSpec, PluginSpec, SoftOverlongSpec
+from rlflow.spec.rewards import AccuracySpec, CosineSpec, FormatSpec, PluginSpec, RepetitionSpec, SoftOverlongSpec
 
 
 def alive(pid: int) -> bool:
@@ -30,6 +30,7 @@ def test_built_in_rewards_add_up(make_sample):
         FormatSpec(pattern="\\d+", weight=0.5),
         CosineSpec(column="gold"),
         SoftOverlongSpec(cache_tokens=50),
+        RepetitionSpec(ngram=1),
     ]
     batch = [
         make_sample("59", tokens=100, solution="59", gold="59"),
@@ -38,9 +39,9 @@ def test_built_in_rewards_add_up(make_sample):
     ]
     with RewardScorer(specs, max_completion_tokens=100) as scorer:
         right, wrong, failed = scorer.score(batch)
-    assert right.by_name == {"accuracy": 1.0, "format": 1.0, "cosine": 0.5, "soft_overlong": -1.0}
+    assert right.by_name == {"accuracy": 1.0, "format": 1.0, "cosine": 0.5, "soft_overlong": -1.0, "repetition": 0.0}
     assert right.total == 2.0 + 0.5 + 0.5 - 1.0
-    assert wrong.by_name == {"accuracy": 0.0, "format": 0.0, "cosine": None, "soft_overlong": -0.5}
+    assert wrong.by_name == {"accuracy": 0.0, "format": 0.0, "cosine": None, "soft_overlong": -0.5, "repetition": 0.0}
     assert wrong.total == -0.5
     assert failed.total is None
     assert [failure.reward for failure in failed.failures] == ["accuracy"]

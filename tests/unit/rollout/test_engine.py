@@ -72,3 +72,11 @@ def test_a_prefix_cache_in_use_fails_the_sync():
     with pytest.raises(WeightSyncError, match="prefix cache could not be reset"):
         asyncio.run(engine.finish_update(4))
     assert engine.weight_version is None
+
+
+def test_a_request_may_sample_otherwise_than_the_spec():
+    engine = RolloutEngine(None, RolloutSpec(top_p=0.9, temperature=0.5, max_completion_tokens=8), [])
+    own = engine._sampling(GroupRequest(0, 0, np.arange(3), 1, temperature=1.0, top_p=0.3, max_tokens=20))
+    assert (own.temperature, own.top_p, own.max_tokens) == (1.0, 0.3, 20)
+    usual = engine._sampling(GroupRequest(0, 0, np.arange(3), 1))
+    assert (usual.temperature, usual.top_p, usual.max_tokens) == (0.5, 0.9, 8)

@@ -167,6 +167,8 @@ def test_a_run_name_is_a_plain_folder_name(name):
         ({"sapo_tau_negative": 2}, "sapo_tau_negative"),
         ({"kl_estimator": "k1"}, "kl_estimator"),
         ({"kl_in": "reward"}, "kl_in"),
+        ({"reference_every": 5}, "reference_every"),
+        ({"dynamic_sampling": {}, "filter_zero_std": True}, "filter_zero_std"),
     ],
 )
 def test_a_setting_that_would_be_ignored_is_refused(fields, name):
@@ -181,3 +183,21 @@ def test_a_setting_that_would_be_ignored_is_refused(fields, name):
 def test_what_a_loss_type_means(loss_type, surrogate, average):
     spec = GrpoSpec(loss_type=loss_type)
     assert (spec.surrogate, spec.average) == (surrogate, average)
+
+
+@pytest.mark.parametrize("field", ["temperature", "top_p", "max_completion_tokens", "num_samples"])
+def test_sampling_settings_of_the_evaluation_need_a_job_that_samples(field):
+    base = {"kind": "sft", "run": {"name": "try"}, "model": {"path": "m"}, "data": {"sources": "a"}, "steps": 1}
+    with pytest.raises(ValueError, match=rf"evaluate\.{field}: a job of kind sft does not sample"):
+        SftJob.model_validate({**base, "evaluate": {field: 2 if field != "top_p" else 0.5}})
+
+
+def test_the_longest_completion_may_be_that_of_the_evaluation():
+    assert grpo_job(rollout={"max_completion_tokens": 8}).longest_completion == 8
+    both = grpo_job(rollout={"max_completion_tokens": 8}, evaluate={"max_completion_tokens": 20})
+    assert both.longest_completion == 20
+
+
+def test_dynamic_sampling_multiplies_the_prompts_of_a_step():
+    assert grpo_job(prompts_per_step=4).max_prompts_per_step == 4
+    assert grpo_job(prompts_per_step=4, grpo={"dynamic_sampling": {"max_batches": 3}}).max_prompts_per_step == 12

@@ -169,6 +169,16 @@ def test_fields_that_do_not_go_together(changes, line):
         ),
         ({"grpo": {"advantage_estimator": "gdpo", "scale_rewards": "group"}}, "grpo: scale_rewards:"),
         ({"grpo": {"advantage_estimator": "gdpo", "kl_coefficient": 0.1, "kl_in": "reward"}}, "grpo: kl_in:"),
+        (
+            {"rollout": {"num_generations": 1}, "grpo": {"advantage_estimator": "reinforce_plus_plus", "dynamic_sampling": {}}},
+            "grpo.dynamic_sampling:",
+        ),
+        (
+            {"model": {"path": "m", "lora": {}}, "grpo": {"kl_coefficient": 0.1, "reference_every": 5}},
+            "grpo.reference_every:",
+        ),
+        ({"evaluate": {"temperature": 0, "num_samples": 2}}, "evaluate.num_samples:"),
+        ({"run": {"name": "try", "keep_best": {"metric": "loss"}}}, "run.keep_best.metric:"),
         ({"grpo": {"dual_clip": 3, "loss_type": "sapo"}}, "grpo: dual_clip has no effect"),
         ({"grpo": {"sampler_correction": {"mode": "mask"}}, "rollout": {"top_p": 0.9}}, "grpo.sampler_correction.mode:"),
         ({"grpo": {"sampler_correction": {"mode": "mask"}}, "rollout": {"top_k": 5}}, "grpo.sampler_correction.mode:"),
