@@ -34,6 +34,8 @@ class LossInputs:
     """Under the reference model."""
     sampler_logprobs_N: Tensor | None = None
     """As reported by the sampler; NaN where not known."""
+    labels_S: Tensor | None = None
+    """float32 [S]: what the data say of each sequence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,8 @@ class ValueInputs:
     """Values before the batch's first optimiser step."""
     returns_N: Tensor | None = None
     """What the values should be."""
+    labels_S: Tensor | None = None
+    """What the data say of each sequence: the margin of its pair."""
 
 
 Means = dict[str, tuple[Tensor, Tensor]]
