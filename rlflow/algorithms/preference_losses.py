@@ -286,8 +286,7 @@ class KtoLoss:
     def __call__(self, inputs: LossInputs) -> tuple[Tensor, Means]:
         """Losses [S]: w_d (1 - sigmoid(beta (r - kl))) of desirable answers, w_u (1 - sigmoid(beta (kl - r))) of others.
 
-        r is the log-ratio of the answer to the reference. `preference_accuracy`: desirable answers above the reference point and
-        others below it.
+        r is the log-ratio of the answer to the reference. `preference_accuracy`: answers whose r has the sign of their label.
         """
         assert inputs.labels_S is not None
         ratios_S = sequence_sums(inputs.logprobs_N, inputs.counts) - _reference_sums(inputs)
@@ -299,7 +298,7 @@ class KtoLoss:
             self.undesirable_weight * (1 - torch.sigmoid(-gains_S)),
         )
         means: Means = {
-            "preference_accuracy": token_mean(((gains_S > 0) == desirable_S).to(gains_S.dtype)),
+            "preference_accuracy": token_mean(((ratios_S > 0) == desirable_S).to(gains_S.dtype)),
             "rewards_chosen_mean": token_mean(self.beta * ratios_S, desirable_S),
             "rewards_rejected_mean": token_mean(self.beta * ratios_S, ~desirable_S),
             "kto_kl": token_mean(torch.full_like(ratios_S, self.kl)),

@@ -113,10 +113,7 @@ def plain_pairs():
     bounds = [0]
     for count in COUNTS:
         bounds.append(bounds[-1] + count)
-    answers = [
-        (math.fsum(LOGPROBS[a:b].tolist()), math.fsum(REFERENCE[a:b].tolist()), b - a)
-        for a, b in pairwise(bounds)
-    ]
+    answers = [(math.fsum(LOGPROBS[a:b].tolist()), math.fsum(REFERENCE[a:b].tolist()), b - a) for a, b in pairwise(bounds)]
     return list(zip(answers[::2], answers[1::2], strict=True))
 
 
