@@ -43,12 +43,16 @@ def test_scores_are_those_of_the_model_whatever_the_batch(tmp_path, make_sample)
         with torch.no_grad():
             expected.append(float(model(**ids).logits))
     assert len({round(score, 3) for score in expected}) == 5
-    for batch_size in (1, 2, 16):
-        specs = [ModelRewardSpec(path="reward", batch_size=batch_size, weight=2.0), FormatSpec(pattern=".*2")]
-        with RewardScorer(specs, max_completion_tokens=100, cwd=str(tmp_path)) as scorer:
-            scores = scorer.score(samples)
-        assert [score.by_name["model"] for score in scores] == pytest.approx(expected, abs=1e-5)
-        assert scores[0].total == pytest.approx(2 * expected[0] + 1, abs=1e-5)
+    specs = [
+        ModelRewardSpec(path="reward", batch_size=2, weight=2.0),
+        ModelRewardSpec(path="reward", name="whole", batch_size=16, weight=0.0),
+        FormatSpec(pattern=".*2"),
+    ]
+    with RewardScorer(specs, max_completion_tokens=100, cwd=str(tmp_path)) as scorer:
+        scores = scorer.score(samples)
+    for name in ("model", "whole"):
+        assert [score.by_name[name] for score in scores] == pytest.approx(expected, abs=1e-5)
+    assert scores[0].total == pytest.approx(2 * expected[0] + 1, abs=1e-5)
 
 
 def test_a_conversation_beyond_the_limit_fails(tmp_path, make_sample):
