@@ -3,9 +3,9 @@
 import os
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import ray
 from ray import ObjectRef
@@ -32,7 +32,11 @@ class LearnerSetup:
     num_threads: int | None
     """CPU threads; None leaves torch's default."""
     conversations: tuple[str, ...] = ()
-    """Arrow files of tokenised conversations: training rows, then held-out rows (SFT)."""
+    """Arrow files of tokenised rows: training rows, then held-out rows."""
+    references: tuple[str, ...] = ()
+    """Files of the reference's log-probabilities of these rows; empty: the learner scores them itself."""
+    role: Literal["policy", "value"] = "policy"
+    """A language model, or one with a scalar head."""
 
 
 class LearnerActor:
@@ -73,9 +77,10 @@ class LearnerActor:
             RankInfo(rank, world_size, *address),
             temperature=setup.temperature,
             seed=setup.seed,
+            role=setup.role,
             keep_reference=setup.keep_reference,
         )
-        self._rank, self._tokenizer_path = rank, setup.tokenizer_path
+        self._rank, self._tokenizer_path, self._references = rank, setup.tokenizer_path, setup.references
         return self._learner.exporter.buckets
 
     # ---- policy training
@@ -154,7 +159,55 @@ class LearnerActor:
         from rlflow.learner.sequences import TrainSequence
 
         mine = {i for micro in step.ranks[self._rank] for i in micro.sequences}
-        return {i: TrainSequence(*self._files[file][rows[i]]) for i in mine}
+        data = self._files[file]
+        return {i: TrainSequence(*data[rows[i]], label=data.label(rows[i])) for i in mine}
+
+    # ---- preferences
+
+    def train_preferences(self, planned: Any, mismatched: Any, objective: Any, learning_rate: float) -> dict[str, float]:
+        """One optimiser step on rows of the training file (collective)."""
+        objective = self._with_kl(objective, mismatched, file=0)
+        sequences, known = self._with_reference(planned, objective, file=0)
+        return self._learner.train_step(planned.step, sequences, objective, learning_rate=learning_rate, known=known)
+
+    def evaluate_preferences(self, planned: Any, mismatched: Any, objective: Any) -> dict[str, float]:
+        """The same metrics on rows of the held-out file, without training (collective)."""
+        objective = self._with_kl(objective, mismatched, file=1)
+        sequences, known = self._with_reference(planned, objective, file=1)
+        return self._learner.evaluate(planned.step, sequences, objective, known=known)
+
+    def store_reference(self, passes: Sequence[Any], file: int) -> None:
+        """Score a whole file with the present weights, and write the log-probabilities beside it (collective)."""
+        from rlflow.learner.stored_logprobs import store_logprobs
+
+        def scores() -> Any:
+            for planned in passes:
+                found = self._learner.score(planned.step, self._conversations(planned.step, planned.rows, file=file))
+                yield {planned.rows[i]: logprobs for i, logprobs in found.items()}
+
+        store_logprobs(Path(self._references[file]), scores())
+
+    def _with_kl(self, objective: Any, mismatched: Any, *, file: int) -> Any:
+        """KTO's objective with its divergence, estimated over the whole step on all ranks."""
+        if mismatched is None:
+            return objective
+        from rlflow.algorithms.preference_losses import mismatched_kl
+
+        sequences, known = self._with_reference(mismatched, objective, file=file)
+        kl = self._learner.evaluate(mismatched.step, sequences, mismatched_kl, known=known)["kl"]
+        return replace(objective, kl=max(0.0, kl))
+
+    def _with_reference(self, planned: Any, objective: Any, *, file: int) -> tuple[dict[int, Any], dict[str, Any]]:
+        """This rank's sequences, and the reference's log-probabilities of them if the objective needs those."""
+        sequences = self._conversations(planned.step, planned.rows, file=file)
+        if not objective.needs_reference:
+            return sequences, {}
+        if not self._references:
+            return sequences, {"reference_logprobs": self._learner.score(planned.step, sequences, reference=True)}
+        from rlflow.learner.stored_logprobs import StoredLogprobs
+
+        stored = StoredLogprobs(Path(self._references[file]))
+        return sequences, {"reference_logprobs": {i: stored[planned.rows[i]] for i in sequences}}
 
     # ---- weights, memory, checkpoints
 

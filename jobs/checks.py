@@ -38,7 +38,7 @@ def check_jobs(jobs: Sequence[Job], machine: Machine) -> None:
     _raise_all(jobs, [plan_job(job, devices, names[:index]).problems for index, job in enumerate(jobs)])
     for job in jobs[1:]:
         for rows in load_rows(job, RunDirectory(f"{job.run.dir}/{job.run.name}")):
-            rows.read_messages(range(len(rows)))
+            rows.read(range(len(rows)))
 
 
 def _raise_all(jobs: Sequence[Job], problems: Sequence[Sequence[str]]) -> None:

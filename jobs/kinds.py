@@ -7,6 +7,7 @@ from typing import Any, Literal
 from rlflow.cluster.devices import DevicePlan
 from rlflow.jobs.context import JobContext
 from rlflow.jobs.grpo import grpo_devices, run_grpo_job
+from rlflow.jobs.preference import run_preference_job
 from rlflow.jobs.sft import run_sft_job, sft_devices
 
 
@@ -21,4 +22,7 @@ class Kind:
 KINDS = {
     "sft": Kind(run_sft_job, sft_devices),
     "grpo": Kind(run_grpo_job, grpo_devices),
+    "dpo": Kind(run_preference_job, sft_devices),
+    "kto": Kind(run_preference_job, sft_devices),
+    "rm": Kind(run_preference_job, sft_devices),
 }

@@ -21,6 +21,7 @@ from rlflow.jobs.settle import settle
 from rlflow.jobs.static_checks import static_problems
 from rlflow.spec.jobs import Job, RolloutJob
 from rlflow.spec.load import load_job, resolved
+from rlflow.spec.rewards import ModelRewardSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,7 @@ def plan(path: str, overrides: Sequence[str], assume_gpus: str | None) -> Plan:
 
 def plan_job(job: Job, devices: Devices, earlier_runs: Sequence[str] = ()) -> Plan:
     """Plan a job; `earlier_runs` are those that will have run before it."""
-    problems = static_problems(job, earlier_runs)
+    problems = static_problems(job, earlier_runs) + _reward_problems(job, devices)
     placement, facts, too_many = None, None, []
     try:
         placement = KINDS[job.kind].devices(job, devices.device)
@@ -147,6 +148,17 @@ def _count_problems(placement: DevicePlan, devices: Devices) -> list[str]:
             f"there are {devices.count}"
         ]
     return []
+
+
+def _reward_problems(job: Job, devices: Devices) -> list[str]:
+    if devices.device == "cpu" or not isinstance(job, RolloutJob):
+        return []
+    return [
+        f"rewards[{index}]: a reward of type model has no share of a GPU yet and would hold up every step on the processor; "
+        "use type judge with an endpoint of its own, a plugin, or run.device: cpu"
+        for index, reward in enumerate(job.rewards)
+        if isinstance(reward, ModelRewardSpec)
+    ]
 
 
 def _shape_problems(job: Job, facts: ModelFacts) -> list[str]:

@@ -11,7 +11,7 @@ from rlflow.data.rows import Rows
 from rlflow.data.tokenized import PromptSet, tokenize_conversations, tokenize_prompts
 from rlflow.errors import DataError, SpecError
 from rlflow.observe.run_dir import RunDirectory
-from rlflow.spec.jobs import GrpoJob, Job, SftJob
+from rlflow.spec.jobs import GrpoJob, Job, KtoJob, PreferenceJob, SftJob
 from rlflow.spec.model import ModelSpec, RandomModelSpec
 
 
@@ -79,10 +79,20 @@ def load_rows(job: Job, run: RunDirectory) -> tuple[Rows, Rows]:
     from rlflow.data.sources import load_sources
     from rlflow.data.split import split_held_out
 
-    train, held_out = split_held_out(load_sources(job.data, cache_dir(run)), job.data)
+    train, held_out = split_held_out(load_sources(job.data, cache_dir(run), _row_format(job)), job.data)
     if len(train) == 0:
         raise DataError("data.held_out: no row is left to train on")
     return train, held_out
+
+
+def _row_format(job: Job) -> Any:
+    """What detects how the job's rows are read."""
+    from rlflow.data.formats import detect_format
+    from rlflow.data.preferences import DetectLabelled, detect_preference_format
+
+    if isinstance(job, KtoJob):
+        return DetectLabelled(job.kto.unpair_rows)
+    return detect_preference_format if isinstance(job, PreferenceJob) else detect_format
 
 
 def cache_dir(run: RunDirectory) -> Path:

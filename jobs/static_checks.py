@@ -9,15 +9,16 @@ from rlflow.errors import SpecError, UserError
 from rlflow.jobs.prepare import model_path
 from rlflow.observe.run_dir import RunDirectory
 from rlflow.spec.data import FileSource
-from rlflow.spec.jobs import Job, RolloutJob
+from rlflow.spec.jobs import DpoJob, Job, RolloutJob
 from rlflow.spec.load import resolved
+from rlflow.spec.preferences import PluginLossSpec
 from rlflow.spec.rewards import PluginSpec, with_token_limits
 
 
 def static_problems(job: Job, earlier_runs: Sequence[str] = ()) -> list[str]:
     """Missing files, runs and plugins, limits that contradict each other: one line each."""
     problems: list[str] = []
-    for check in (_check_run, _check_template, _check_sources, _check_rewards):
+    for check in (_check_run, _check_template, _check_sources, _check_rewards, _check_losses):
         try:
             check(job)
         except UserError as error:
@@ -75,3 +76,17 @@ def _check_rewards(job: Job) -> None:
                 lines.append(f"rewards[{index}].target: {file} does not exist")
     if lines:
         raise UserError("\n".join(lines))
+
+
+def _check_losses(job: Job) -> None:
+    if not isinstance(job, DpoJob):
+        return
+    from rlflow.algorithms.preference_losses import load_function
+
+    for index, loss in enumerate(job.dpo.losses):
+        if isinstance(loss, PluginLossSpec):
+            try:
+                load_function(loss.target)
+            except Exception as error:  # an import runs the user's code
+                reason = f"{type(error).__name__}: {error}"
+                raise UserError(f"dpo.losses[{index}].target: cannot import {loss.target}: {reason}") from None

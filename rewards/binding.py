@@ -11,7 +11,17 @@ from rlflow.rewards.api import RewardMark, mark_of
 from rlflow.rewards.columns import ColumnFunction, takes_columns
 from rlflow.rewards.loading import load_target
 from rlflow.rewards.protocol import CallMode
-from rlflow.spec.rewards import CosineSpec, FormatSpec, PluginSpec, RepetitionSpec, RewardSpec, SoftOverlongSpec
+from rlflow.spec.rewards import (
+    AccuracySpec,
+    CosineSpec,
+    FormatSpec,
+    JudgeSpec,
+    ModelRewardSpec,
+    PluginSpec,
+    RepetitionSpec,
+    RewardSpec,
+    SoftOverlongSpec,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +42,14 @@ def bind_reward(spec: RewardSpec, cwd: str) -> BoundReward:
     """
     if isinstance(spec, PluginSpec):
         return _bind_plugin(spec, cwd)
+    if isinstance(spec, ModelRewardSpec):
+        from rlflow.rewards.model import ModelReward
+
+        return BoundReward(ModelReward(spec), CallMode.BATCH, is_async=False)
+    if isinstance(spec, JudgeSpec):
+        from rlflow.rewards.judge import JudgeReward
+
+        return BoundReward(JudgeReward(spec), CallMode.CONCURRENT, is_async=True)
     return BoundReward(_build_builtin(spec), CallMode.ONE_BY_ONE, is_async=False)
 
 
@@ -54,7 +72,7 @@ def _build_builtin(spec: RewardSpec) -> Callable[[Any], float | None]:
         return CosineReward(spec)
     from rlflow.rewards.accuracy import AccuracyReward
 
-    assert not isinstance(spec, PluginSpec)
+    assert isinstance(spec, AccuracySpec)
     return AccuracyReward(spec)
 
 

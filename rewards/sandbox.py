@@ -49,7 +49,8 @@ class RewardSandbox:
         process = RewardProcess(self._cwd)
         try:
             process.send(Start(self._spec, self._cwd))
-            answer = process.receive(START_TIMEOUT_S, f"importing took longer than {START_TIMEOUT_S:g} s")
+            limit_s = max(START_TIMEOUT_S, self._spec.timeout_s)  # a reward model is also loaded
+            answer = process.receive(limit_s, f"importing took longer than {limit_s:g} s")
         except ProcessLostError as lost:
             process.kill()
             raise RewardPluginError(f"{self._describe()}: {lost}") from lost

@@ -44,6 +44,8 @@ class LossInputs:
     """As reported by the sampler; NaN where not known."""
     entropy_mask_N: Tensor | None = None
     """1 where the policy term trains the token, else 0; None: everywhere."""
+    labels_S: Tensor | None = None
+    """float32 [S]: what the data say of each sequence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,8 @@ class ValueInputs:
     """Values before the batch's first optimiser step."""
     returns_N: Tensor | None = None
     """What the values should be."""
+    labels_S: Tensor | None = None
+    """What the data say of each sequence: the margin of its pair."""
 
 
 Means = dict[str, tuple[Tensor, Tensor]]

@@ -1,6 +1,7 @@
 """What a loop may ask of the cluster: the protocols it is written against."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -121,6 +122,31 @@ class ConversationLearner(Protocol):
         ...
 
     async def evaluate_conversations(self, step: StepPlan, rows: Sequence[int]) -> dict[str, float]:
+        """Metrics without training."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedRows:
+    """A step on tokenised rows."""
+
+    step: StepPlan
+    """Its sequence i is row `rows[i]` of the file."""
+    rows: tuple[int, ...]
+
+
+class PreferenceLearner(Protocol):
+    """Trains on tokenised preferences."""
+
+    async def train_preferences(
+        self, planned: PlannedRows, mismatched: PlannedRows | None, objective: Any, learning_rate: float
+    ) -> dict[str, float]:
+        """Metrics of an optimiser step."""
+        ...
+
+    async def evaluate_preferences(
+        self, planned: PlannedRows, mismatched: PlannedRows | None, objective: Any
+    ) -> dict[str, float]:
         """Metrics without training."""
         ...
 

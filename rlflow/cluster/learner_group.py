@@ -15,6 +15,7 @@ from rlflow.algorithms.policy_batch import PolicyBatch
 from rlflow.algorithms.policy_terms import KlEstimator
 from rlflow.cluster.devices import DevicePlan
 from rlflow.cluster.failure import LearnerLost
+from rlflow.cluster.handles import PlannedRows
 from rlflow.cluster.placement import Placement
 
 
@@ -76,6 +77,22 @@ class LearnerGroup:
     async def evaluate_conversations(self, step: StepPlan, rows: Sequence[int]) -> dict[str, float]:
         """Metrics of held-out rows."""
         return await self._first("evaluate_conversations", step, list(rows))
+
+    async def train_preferences(
+        self, planned: PlannedRows, mismatched: PlannedRows | None, objective: Any, learning_rate: float
+    ) -> dict[str, float]:
+        """Metrics of one optimiser step on tokenised preferences; KTO estimates its divergence from the mismatched ones first."""
+        return await self._first("train_preferences", planned, mismatched, objective, learning_rate)
+
+    async def evaluate_preferences(
+        self, planned: PlannedRows, mismatched: PlannedRows | None, objective: Any
+    ) -> dict[str, float]:
+        """Metrics of held-out preferences."""
+        return await self._first("evaluate_preferences", planned, mismatched, objective)
+
+    async def store_reference(self, passes: Sequence[PlannedRows], file: int) -> None:
+        """Write the present weights' log-probabilities of a whole file beside it."""
+        await self._all("store_reference", list(passes), file)
 
     async def write_bucket(self, index: int) -> dict[str, Any]:
         """Handles of a bucket's memory by device."""

@@ -1,18 +1,34 @@
 """Rows of mixed sources: Arrow tables and an index into them, so that sampling and splitting copy nothing."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Protocol, overload
 
 import numpy as np
 
-from rlflow.data.formats import RowFormat
-from rlflow.data.messages import Message
 from rlflow.errors import DataError
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+
+class Format(Protocol):
+    """How a part's rows are read: as a conversation (`RowFormat`), a pair of them, or with a label."""
+
+    @property
+    def chat(self) -> str | None:
+        """The column of message lists, which is no column for rewards."""
+        ...
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns that are read."""
+        ...
+
+    def read(self, row: Mapping[str, Any]) -> Any:
+        """What the row holds. Raises `DataError` that does not name the row."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +37,7 @@ class Part:
 
     name: str
     dataset: "Dataset"
-    format: RowFormat
+    format: Format
 
     def fingerprint(self) -> bytes:
         """Digest of the name and content: the same for the same rows, wherever they are cached."""
@@ -35,9 +51,9 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row: its messages, its other columns under their own names, and where it came from."""
+    """One row: its messages (or what else its format reads), its other columns under their own names, and its origin."""
 
-    messages: list[Message]
+    messages: Any
     columns: dict[str, Any]
     origin: str
 
@@ -82,13 +98,13 @@ class Rows(Sequence[Row]):
         part, position = self._locate(index)
         return f"{part.name}, row {position + 1}"
 
-    def read_messages(self, indices: Sequence[int]) -> list[list[Message]]:
-        """The messages of many rows; reads only the columns that hold them.
+    def read(self, indices: Sequence[int]) -> list[Any]:
+        """What the format reads of many rows, such as their messages; touches only the columns that hold it.
 
         Raises:
             DataError: a row is malformed.
         """
-        found: dict[int, list[Message]] = {}
+        found: dict[int, Any] = {}
         which = self.positions[np.asarray(indices, dtype=np.int64), 0]
         for number, part in enumerate(self.parts):
             chosen = [index for index, belongs in zip(indices, which == number, strict=True) if belongs]
@@ -112,7 +128,7 @@ class Rows(Sequence[Row]):
         part, position = self.positions[index].tolist()
         return self.parts[part], position
 
-    def _read(self, part: Part, values: dict[str, Any], index: int) -> list[Message]:
+    def _read(self, part: Part, values: dict[str, Any], index: int) -> Any:
         try:
             return part.format.read(values)
         except DataError as error:

@@ -1,5 +1,6 @@
 """Sources of a spec -> rows: loading, renaming, format detection, sampling and mixing."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,7 +9,7 @@ import numpy as np
 from rlflow.data.files import list_files, load_file, quiet_datasets
 from rlflow.data.formats import detect_format
 from rlflow.data.puzzles import generate_puzzles
-from rlflow.data.rows import Part, Rows
+from rlflow.data.rows import Format, Part, Rows
 from rlflow.errors import DataError
 from rlflow.spec.data import DataSpec, FileSource, HubSource, ReasoningGymSource
 
@@ -16,20 +17,22 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 _SAMPLING_STREAM = 1
+Detect = Callable[[Sequence[str]], Format]
+"""From the names of columns to how rows are read; raises `DataError`."""
 
 
-def load_sources(spec: DataSpec, cache_dir: str | Path) -> Rows:
+def load_sources(spec: DataSpec, cache_dir: str | Path, detect: Detect = detect_format) -> Rows:
     """The rows of all sources, one source after the other; the Arrow copies of files lie under `cache_dir`.
 
     Rows are read, and malformed ones reported, when they are asked for.
 
     Raises:
-        DataError: a source is missing, unreadable or empty, or its columns hold no conversation.
+        DataError: a source is missing, unreadable or empty, or its columns do not hold what the job needs.
     """
     parts: list[Part] = []
     positions: list[np.ndarray] = []
     for number, source in enumerate(spec.sources):
-        loaded = _load_source(source, f"data.sources[{number}]", Path(cache_dir))
+        loaded = _load_source(source, f"data.sources[{number}]", Path(cache_dir), detect)
         every = _list_positions(loaded, first_part=len(parts))
         chosen = _sample(len(every), source.sample, (spec.seed, _SAMPLING_STREAM, number), spec.shuffle)
         positions.append(every[chosen])
@@ -37,7 +40,7 @@ def load_sources(spec: DataSpec, cache_dir: str | Path) -> Rows:
     return Rows(parts, np.concatenate(positions))
 
 
-def _load_source(source: FileSource | HubSource | ReasoningGymSource, field: str, cache_dir: Path) -> list[Part]:
+def _load_source(source: FileSource | HubSource | ReasoningGymSource, field: str, cache_dir: Path, detect: Detect) -> list[Part]:
     if isinstance(source, FileSource):
         files = list_files(source.path, f"{field}.path")
         named = [(str(file), load_file(file, cache_dir)) for file in files]
@@ -45,7 +48,7 @@ def _load_source(source: FileSource | HubSource | ReasoningGymSource, field: str
         named = _load_hub(source, field, cache_dir)
     else:
         named = [(f"reasoning_gym:{source.task}", generate_puzzles(source, field))]
-    return [_build_part(name, _rename(dataset, source.columns, field, name)) for name, dataset in named]
+    return [_build_part(name, _rename(dataset, source.columns, field, name), detect) for name, dataset in named]
 
 
 def _load_hub(source: HubSource, field: str, cache_dir: Path) -> list[tuple[str, "Dataset"]]:
@@ -76,11 +79,11 @@ def _rename(dataset: "Dataset", columns: dict[str, str], field: str, name: str) 
         raise DataError(f"{field}.columns: {error}") from None
 
 
-def _build_part(name: str, dataset: "Dataset") -> Part:
+def _build_part(name: str, dataset: "Dataset", detect: Detect) -> Part:
     if not len(dataset):
         raise DataError(f"{name}: has no rows")
     try:
-        return Part(name, dataset, detect_format(dataset.column_names))
+        return Part(name, dataset, detect(dataset.column_names))
     except DataError as error:
         raise DataError(f"{name}, row 1: {error}") from None
 

@@ -15,7 +15,7 @@ from rlflow.data.chat import prompt_messages, render
 from rlflow.data.loss_weights import base_weight, weigh_text, weigh_tokens
 from rlflow.data.messages import Message
 from rlflow.data.rows import Rows
-from rlflow.data.turns import probe_frame
+from rlflow.data.turns import TurnFrame, probe_frame
 from rlflow.errors import DataError
 from rlflow.spec.data import DataSpec
 
@@ -24,8 +24,13 @@ if TYPE_CHECKING:
 
 _BATCH_ROWS = 1000
 _PROMPT_SCHEMA = pa.schema({"row": pa.int64(), "prompt_ids": pa.list_(pa.int32()), "text": pa.string()})
-_CONVERSATION_SCHEMA = pa.schema(
-    {"origin": pa.string(), "input_ids": pa.list_(pa.int32()), "loss_weights": pa.list_(pa.float32())}
+CONVERSATION_SCHEMA = pa.schema(
+    {
+        "origin": pa.string(),
+        "input_ids": pa.list_(pa.int32()),
+        "loss_weights": pa.list_(pa.float32()),
+        "label": pa.float32(),
+    }
 )
 _log = logging.getLogger(__name__)
 
@@ -96,6 +101,10 @@ class ConversationSet:
         ids, weights = self._table["input_ids"][index], self._table["loss_weights"][index]
         return ids.values.to_numpy(), weights.values.to_numpy()
 
+    def label(self, index: int) -> float:
+        """What the data say of a conversation: the margin of its pair, 1 or 0 for desirable or not; else 0."""
+        return self._table["label"][index].as_py()
+
     def origin(self, index: int) -> str:
         """Where a conversation came from: `file.jsonl, row 17`."""
         return self._table["origin"][index].as_py()
@@ -122,7 +131,7 @@ def tokenize_prompts(rows: Rows, tokenizer: "PreTrainedTokenizerBase", spec: Dat
     if not path.exists():
         write_arrow(path, _PROMPT_SCHEMA, _tokenize_prompts(rows, tokenizer, spec), len(rows))
     prompts = PromptSet(path, rows, spec)
-    _report_dropped(prompts, "max_prompt_tokens", spec.max_prompt_tokens)
+    report_dropped(len(prompts), prompts.num_dropped, "max_prompt_tokens", spec.max_prompt_tokens)
     return prompts
 
 
@@ -137,14 +146,14 @@ def tokenize_conversations(
     settings = spec.model_dump(include={"chat_template_kwargs", "system", "max_tokens", "overlong", "loss", "ignore_empty_think"})
     path = Path(cache_dir) / f"conversations-{fingerprint(rows.fingerprint(), tokenizer, settings)}.arrow"
     if not path.exists():
-        write_arrow(path, _CONVERSATION_SCHEMA, _tokenize_conversations(rows, tokenizer, spec), len(rows))
+        write_arrow(path, CONVERSATION_SCHEMA, _tokenize_conversations(rows, tokenizer, spec), len(rows))
     conversations = ConversationSet(path)
-    _report_dropped(conversations, "max_tokens", spec.max_tokens)
+    report_dropped(len(conversations), conversations.num_dropped, "max_tokens", spec.max_tokens)
     return conversations
 
 
 def _tokenize_prompts(rows: Rows, tokenizer: "PreTrainedTokenizerBase", spec: DataSpec) -> Iterator[pa.RecordBatch]:
-    for indices, batch in _read_batches(rows):
+    for indices, batch in read_batches(rows):
         texts: list[str] = []
         for index, messages in zip(indices, batch, strict=True):
             try:
@@ -165,37 +174,70 @@ def _tokenize_prompts(rows: Rows, tokenizer: "PreTrainedTokenizerBase", spec: Da
 
 def _tokenize_conversations(rows: Rows, tokenizer: "PreTrainedTokenizerBase", spec: DataSpec) -> Iterator[pa.RecordBatch]:
     frame = probe_frame(tokenizer, spec)
-    for indices, batch in _read_batches(rows):
-        weighed = []
-        for index, messages in zip(indices, batch, strict=True):
-            try:
-                weighed.append(weigh_text(tokenizer, messages, spec, frame))
-            except DataError as error:
-                raise DataError(f"{rows.origin(index)}: {error}") from None
-        encoded = tokenizer(
-            [text for text, _ in weighed],
-            add_special_tokens=False,
-            return_attention_mask=False,
-            return_offsets_mapping=True,
-            verbose=False,
-        )
-        ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
-        kept = _fit(rows, indices, ids, "max_tokens", spec.max_tokens, spec.overlong)
-        weights = [weigh_tokens(offsets[number], weighed[number][1], base_weight(spec)) for number in kept]
-        yield pa.record_batch(
-            [
-                pa.array([rows.origin(indices[number]) for number in kept], pa.string()),
-                pa.array([ids[number] for number in kept], pa.list_(pa.int32())),
-                pa.array(weights, pa.list_(pa.float32())),
-            ],
-            schema=_CONVERSATION_SCHEMA,
-        )
+    for indices, batch in read_batches(rows):
+        named = [(rows.origin(index), messages) for index, messages in zip(indices, batch, strict=True)]
+        examples = encode_conversations(tokenizer, named, spec, frame)
+        kept = _fit(rows, indices, [e.input_ids for e in examples], "max_tokens", spec.max_tokens, spec.overlong)
+        yield conversation_batch([examples[number] for number in kept])
 
 
-def _read_batches(rows: Rows) -> Iterator[tuple[range, list[list[Message]]]]:
+@dataclass(frozen=True, slots=True)
+class EncodedConversation:
+    """A tokenised conversation: token ids [T] and loss weights, float32 [T]."""
+
+    origin: str
+    input_ids: list[int]
+    loss_weights: np.ndarray
+
+
+def encode_conversations(
+    tokenizer: "PreTrainedTokenizerBase", named: Sequence[tuple[str, Sequence[Message]]], spec: DataSpec, frame: TurnFrame
+) -> list[EncodedConversation]:
+    """Tokenise conversations together; each comes with the name that errors give it.
+
+    Raises:
+        DataError: the template refuses one, or nothing in it would be trained.
+    """
+    weighed = []
+    for origin, messages in named:
+        try:
+            weighed.append(weigh_text(tokenizer, messages, spec, frame))
+        except DataError as error:
+            raise DataError(f"{origin}: {error}") from None
+    encoded = tokenizer(
+        [text for text, _ in weighed],
+        add_special_tokens=False,
+        return_attention_mask=False,
+        return_offsets_mapping=True,
+        verbose=False,
+    )
+    base = base_weight(spec)
+    return [
+        EncodedConversation(origin, ids, weigh_tokens(offsets, spans, base))
+        for (origin, _), ids, offsets, (_, spans) in zip(
+            named, encoded["input_ids"], encoded["offset_mapping"], weighed, strict=True
+        )
+    ]
+
+
+def conversation_batch(examples: Sequence[EncodedConversation], labels: Sequence[float] | None = None) -> pa.RecordBatch:
+    """Conversations as rows of a file that `ConversationSet` opens."""
+    return pa.record_batch(
+        [
+            pa.array([example.origin for example in examples], pa.string()),
+            pa.array([example.input_ids for example in examples], pa.list_(pa.int32())),
+            pa.array([example.loss_weights for example in examples], pa.list_(pa.float32())),
+            pa.array(labels or [0.0] * len(examples), pa.float32()),
+        ],
+        schema=CONVERSATION_SCHEMA,
+    )
+
+
+def read_batches(rows: Rows) -> Iterator[tuple[range, list[Any]]]:
+    """Indices of rows and what is read of them, many rows at a time."""
     for start in range(0, len(rows), _BATCH_ROWS):
         indices = range(start, min(start + _BATCH_ROWS, len(rows)))
-        yield indices, rows.read_messages(indices)
+        yield indices, rows.read(indices)
 
 
 def _fit(rows: Rows, indices: Sequence[int], ids: Sequence[Sequence[int]], field: str, limit: int, overlong: str) -> list[int]:
@@ -212,9 +254,9 @@ def _fit(rows: Rows, indices: Sequence[int], ids: Sequence[Sequence[int]], field
     return kept
 
 
-def _report_dropped(tokenised: PromptSet | ConversationSet, field: str, limit: int) -> None:
-    if not len(tokenised) and tokenised.num_dropped:
+def report_dropped(kept: int, dropped: int, field: str, limit: int) -> None:
+    """Say how many rows were dropped. Raises `DataError` if none is left."""
+    if dropped and not kept:
         raise DataError(f"data.{field}: every row is longer than {limit} tokens, nothing is left; raise it")
-    if tokenised.num_dropped:
-        total = len(tokenised) + tokenised.num_dropped
-        _log.warning("dropped %d of %d rows longer than data.%s (%d)", tokenised.num_dropped, total, field, limit)
+    if dropped:
+        _log.warning("dropped %d of %d rows longer than data.%s (%d)", dropped, kept + dropped, field, limit)

@@ -82,6 +82,7 @@ class PolicyModel(nn.Module):
             weights_N=batch.weights_N,
             advantages_N=batch.advantages_N,
             sampler_logprobs_N=batch.sampler_logprobs_N,
+            labels_S=batch.labels_S,
             **{f"{name}_N": values for name, values in known.items()},
         )
 

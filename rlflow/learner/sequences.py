@@ -23,6 +23,8 @@ class TrainSequence:
     """Of the whole sequence, or float32 [L]."""
     sampler_logprobs: np.ndarray | None = None
     """float32 [L], NaN on tokens that were not sampled; None if the sampler did not report them."""
+    label: float = 0.0
+    """What the data say of it: the margin of its pair, or 1 and 0 for desirable and not."""
 
     @property
     def trained(self) -> np.ndarray:
@@ -47,6 +49,7 @@ class MicroBatchTensors:
     weights_N: Tensor
     sequence_weights_S: Tensor
     """Weight of each sequence in an objective that has one loss a sequence."""
+    labels_S: Tensor
     last_S: Tensor
     """Flat position of each sequence's last token."""
     advantages_N: Tensor
@@ -99,6 +102,7 @@ def build_micro_batch(
             device,
         ),
         sequence_weights_S=torch.tensor(scale, dtype=torch.float32, device=device),
+        labels_S=torch.tensor([s.label for s in members], dtype=torch.float32, device=device),
         last_S=torch.from_numpy(starts + np.array(lengths) - 1).to(device),
         advantages_N=_tensor(
             [np.broadcast_to(s.advantage, len(s.token_ids))[t] for s, t in zip(members, trained, strict=True)],

@@ -45,6 +45,7 @@ class ValueModel(nn.Module):
             last_values_S=output.last_values_S,
             counts=batch.counts,
             weights_N=batch.weights_N,
+            labels_S=batch.labels_S,
             **{f"{name}_N": values for name, values in known.items()},
         )
 

@@ -85,6 +85,7 @@ def describe_step(row: Mapping[str, Any], remaining_s: float | None) -> list[str
     figures = (
         ("reward_mean", lambda value: f"reward {value:.2f}"),
         ("loss", lambda value: f"loss {value:.4f}"),
+        ("preference_accuracy", lambda value: f"preference accuracy {value:.2f}"),
         ("token_accuracy", lambda value: f"token accuracy {value:.2f}"),
         ("eval_accuracy", lambda value: f"eval accuracy {value:.2f}"),
         ("tokens_per_second", lambda value: f"{value:,.0f} tok/s"),

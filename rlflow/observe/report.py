@@ -20,6 +20,8 @@ CHARTS = (
     "eval_accuracy",
     "loss",
     "token_accuracy",
+    "preference_accuracy",
+    "reward_margin_mean",
     "grad_norm",
     "kl_mean",
     "entropy_mean",

@@ -9,6 +9,7 @@ from rlflow.spec.base import Spec
 from rlflow.spec.data import DataSpec
 from rlflow.spec.learner import LearnerSpec
 from rlflow.spec.model import ModelSpec
+from rlflow.spec.preferences import DpoSpec, KtoSpec, RewardModelSpec
 from rlflow.spec.rewards import RewardPoolSpec, RewardSpec, resolve_names
 from rlflow.spec.rollout import RolloutSpec
 from rlflow.spec.run import EvaluateSpec, RunSpec
@@ -70,6 +71,66 @@ class SftJob(Job):
     def rows_per_step(self) -> int:
         """Conversations."""
         return self.batch_size
+
+
+class PreferenceJob(Job):
+    """A job on preference rows: the learner alone."""
+
+    batch_size: int = Field(default=16, ge=1)
+    """Pairs, or labelled answers, in an optimiser step, over all ranks."""
+
+    @model_validator(mode="after")
+    def _answers_are_compared(self) -> Self:
+        if self.data.loss == "all":
+            raise ValueError("data.loss: preferences compare answers; use default (the last answer) or last_round")
+        return self
+
+    @property
+    def rows_per_step(self) -> int:
+        """Pairs or labelled answers."""
+        return self.batch_size
+
+    @property
+    def reference(self) -> Literal["swapped", "stored", "none"]:
+        """Where the reference's log-probabilities come from."""
+        return "none"
+
+
+class DpoJob(PreferenceJob):
+    """Direct preference optimisation (Rafailov et al. 2023) and its relatives, on pairs of answers."""
+
+    kind: Literal["dpo"]
+    """The algorithm."""
+    dpo: DpoSpec = DpoSpec()
+    """The objective."""
+
+    @property
+    def reference(self) -> Literal["swapped", "stored", "none"]:
+        """`dpo.reference`, if a loss needs it."""
+        return self.dpo.reference if self.dpo.needs_reference else "none"
+
+
+class KtoJob(PreferenceJob):
+    """Kahneman-Tversky optimisation (Ethayarajh et al. 2024), on answers labelled desirable or not."""
+
+    kind: Literal["kto"]
+    """The algorithm."""
+    kto: KtoSpec = KtoSpec()
+    """The objective."""
+
+    @property
+    def reference(self) -> Literal["swapped", "stored", "none"]:
+        """`kto.reference`."""
+        return self.kto.reference
+
+
+class RewardModelJob(PreferenceJob):
+    """A reward model, trained on pairs of answers."""
+
+    kind: Literal["rm"]
+    """The algorithm."""
+    rm: RewardModelSpec = RewardModelSpec()
+    """The objective."""
 
 
 class RolloutJob(Job):
@@ -173,9 +234,15 @@ class GrpoJob(RolloutJob):
         return self.grpo.sampler_correction.mode != "none"
 
 
-AnyJob = Annotated[SftJob | GrpoJob, Field(discriminator="kind")]
-JOB_SPECS: TypeAdapter[SftJob | GrpoJob] = TypeAdapter(AnyJob)
-JOB_KINDS: dict[str, type[Job]] = {"sft": SftJob, "grpo": GrpoJob}
+AnyJob = Annotated[SftJob | GrpoJob | DpoJob | KtoJob | RewardModelJob, Field(discriminator="kind")]
+JOB_SPECS: TypeAdapter[SftJob | GrpoJob | DpoJob | KtoJob | RewardModelJob] = TypeAdapter(AnyJob)
+JOB_KINDS: dict[str, type[Job]] = {
+    "sft": SftJob,
+    "grpo": GrpoJob,
+    "dpo": DpoJob,
+    "kto": KtoJob,
+    "rm": RewardModelJob,
+}
 """Job classes by `kind`."""
 
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from string import Formatter
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
@@ -119,8 +120,82 @@ class PluginSpec(_RewardFields):
         return target
 
 
+class ModelRewardSpec(_RewardFields):
+    """The score of a reward model (`kind: rm`, or any sequence classifier with one label), computed on the processor."""
+
+    type: Literal["model"] = "model"
+    """Kind of reward."""
+    path: str
+    """Directory or hub id of the model and its tokenizer, whose chat template renders the conversation."""
+    timeout_s: PositiveFloat = 120.0
+    """Seconds that a group of completions may take."""
+    batch_size: PositiveInt = 16
+    """Conversations that go through the model together."""
+    max_tokens: PositiveInt = 4096
+    """Longest conversation, prompt and completion together; a longer one fails its group."""
+    dtype: Literal["bfloat16", "float32"] = "float32"
+    """Data type of the weights."""
+    num_threads: PositiveInt = 1
+    """CPU threads."""
+
+
+class JudgeSpec(_RewardFields):
+    """A number that a generative judge behind an OpenAI-compatible endpoint writes about the completion."""
+
+    type: Literal["judge"] = "judge"
+    """Kind of reward."""
+    endpoint: str = Field(pattern=r"^https?://")
+    """Base URL, such as `http://host:8000/v1`; requests go to its `/chat/completions`."""
+    model: str
+    """Name of the model there."""
+    prompt: str
+    """What the judge is asked: a template over `{prompt}` (the last user turn), `{completion}` and the row's columns; write
+    braces twice."""
+    pattern: str = r"Reward:\s*([-+]?[0-9]*\.?[0-9]+)"
+    """Regular expression with one group, the number; the last match in the answer counts. No match: the sample failed."""
+    timeout_s: PositiveFloat = 300.0
+    """Seconds that a completion's reward may take, with waiting and retries."""
+    request_timeout_s: PositiveFloat = 60.0
+    """Seconds that one request may take."""
+    max_concurrent: PositiveInt = 8
+    """Requests in flight at a time, of each reward worker."""
+    max_retries: int = Field(default=3, ge=0)
+    """Further tries after a lost connection, a time limit or a status such as 429 and 503."""
+    backoff_s: float = Field(default=1.0, ge=0)
+    """Pause before the first retry, in seconds; doubled before each further one."""
+    temperature: float = Field(default=0.0, ge=0)
+    """Sampling temperature of the judge."""
+    max_tokens: PositiveInt = 1024
+    """Longest answer of the judge, in tokens."""
+    api_key_variable: str | None = None
+    """Environment variable that holds the key sent as bearer token; keys are never part of a spec."""
+
+    @field_validator("pattern")
+    @classmethod
+    def _has_one_group(cls, pattern: str) -> str:
+        try:
+            groups = re.compile(pattern).groups
+        except re.error as error:
+            raise ValueError(f"not a regular expression: {error}") from error
+        if groups != 1:
+            raise ValueError(f"needs exactly one group, the number; it has {groups}")
+        return pattern
+
+    @field_validator("prompt")
+    @classmethod
+    def _shows_the_completion(cls, prompt: str) -> str:
+        try:
+            names = [name for _, name, _, _ in Formatter().parse(prompt)]
+        except ValueError as error:
+            raise ValueError(f"not a template: {error}") from error
+        if "completion" not in names:
+            raise ValueError("the judge sees nothing to judge: there is no {completion} in it")
+        return prompt
+
+
 RewardSpec = Annotated[
-    AccuracySpec | FormatSpec | CosineSpec | SoftOverlongSpec | RepetitionSpec | PluginSpec, Field(discriminator="type")
+    AccuracySpec | FormatSpec | CosineSpec | SoftOverlongSpec | RepetitionSpec | PluginSpec | ModelRewardSpec | JudgeSpec,
+    Field(discriminator="type"),
 ]
 
 

@@ -58,7 +58,7 @@ def test_sources_of_different_columns_and_types_mix(tmp_path, write_jsonl):
     rows = load(tmp_path, first, second)
     assert rows[0].columns == {"query": "a", "answer": 4, "task": None}
     assert rows[1].columns == {"query": None, "answer": "x", "task": "t"}
-    assert [messages[0]["content"] for messages in rows.read_messages([1, 0])] == ["b", "a"]
+    assert [messages[0]["content"] for messages in rows.read([1, 0])] == ["b", "a"]
 
 
 def test_sampling_more_than_there_is_repeats_evenly(tmp_path, write_jsonl):
@@ -97,7 +97,7 @@ def test_a_malformed_row_names_file_and_row(tmp_path, write_jsonl):
     path = write_jsonl([good] * 16 + [{"messages": [{"role": "user", "content": ""}]}])
     rows = load(tmp_path, path)
     with pytest.raises(DataError, match=r"rows.jsonl, row 17: content of message 1 \(user\) is empty"):
-        rows.read_messages(range(17))
+        rows.read(range(17))
 
 
 @pytest.mark.parametrize(

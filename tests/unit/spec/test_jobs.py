@@ -7,7 +7,7 @@ from pydantic import BaseModel
 import rlflow
 from rlflow.spec.algorithm import GrpoSpec
 from rlflow.spec.base import Spec
-from rlflow.spec.jobs import GrpoJob, SftJob, job_schema
+from rlflow.spec.jobs import JOB_KINDS, GrpoJob, SftJob, job_schema
 from rlflow.spec.load import load_job, read_yaml, resolved
 from rlflow.spec.model import ModelSpec, RandomModelSpec
 from rlflow.spec.rollout import RolloutSpec
@@ -46,7 +46,7 @@ def specs_in(annotation):
     return [model for part in getattr(annotation, "__args__", ()) for model in specs_in(part)]
 
 
-@pytest.mark.parametrize("job", [SftJob, GrpoJob])
+@pytest.mark.parametrize("job", list(JOB_KINDS.values()))
 def test_every_field_is_frozen_strict_and_described(job):
     specs = all_specs(job)
     assert len(specs) > 8

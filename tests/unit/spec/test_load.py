@@ -18,6 +18,7 @@ GRPO = {
     "steps": 3,
 }
 SFT = {"kind": "sft", "run": {"name": "try"}, "model": {"path": "m"}, "data": {"sources": ["a.csv"]}, "epochs": 2}
+REWARD_TYPES = "accuracy, format, cosine, soft_overlong, repetition, plugin, model, judge"
 
 
 def spec(base=GRPO, **changes):
@@ -57,9 +58,12 @@ def load(tmp_path, text, overrides=()):
         ),
         (
             {"rewards": [{"type": "accurcy"}]},
-            "rewards[0].type: unknown: 'accurcy'; did you mean accuracy?; one of accuracy, format, cosine, soft_overlong, plugin",
+            f"rewards[0].type: unknown: 'accurcy'; did you mean accuracy?; one of {REWARD_TYPES}",
         ),
-        ({"rewards": [{"weight": 1}]}, "rewards[0].type: missing; one of accuracy, format, cosine, soft_overlong, plugin"),
+        (
+            {"rewards": [{"weight": 1}]},
+            f"rewards[0].type: missing; one of {REWARD_TYPES}",
+        ),
         ({"rewards": [{"type": "soft_overlong"}]}, "rewards[0].cache_tokens: missing"),
         (
             {"data": {"sources": [{"type": "hub", "id": "a/b", "splt": "x"}]}},

@@ -1,0 +1,220 @@
+"""Training on preferences equals plain PyTorch, however the batch is cut up; the reference stays what it was."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from rlflow.algorithms.preference_losses import KtoLoss, PairObjective, RewardModelLoss, Sft, Sigmoid, mismatched_kl
+from rlflow.learner.sequences import TrainSequence
+from rlflow.loops.preference import plan_sequences
+from rlflow.spec.learner import LearnerSpec, OptimizerSpec
+from rlflow.spec.model import ModelSpec
+from tests.integration.engines import RankGroup, save_tiny_model
+from tests.integration.learner_rank import Rank
+
+pytestmark = pytest.mark.integration
+
+RELATIVE = 1e-5
+LEARNING_RATE = 3e-3
+BETA, ALPHA, CENTER = 0.3, 0.5, 0.1
+OBJECTIVES = {
+    "dpo": PairObjective(((Sigmoid(BETA), 1.0), (Sft(), ALPHA))),
+    "kto": KtoLoss(BETA, 1.2, 0.8),
+    "rm": RewardModelLoss(CENTER),
+}
+STEPS = 2
+"""On the same batch: the second has a policy that differs from the reference."""
+
+
+def sequences() -> list[TrainSequence]:
+    """Twenty: ten pairs, or ten labelled answers each followed by a mismatched one."""
+    random = np.random.default_rng(5)
+    found = []
+    for _ in range(10):
+        prompt, label = random.integers(3, 60, random.integers(3, 10)), float(random.integers(0, 2))
+        for _ in range(2):
+            answer = random.integers(3, 60, random.integers(2, 30))
+            weights = np.repeat(np.array([0, 1], np.float32), [len(prompt), len(answer)])
+            found.append(TrainSequence(np.concatenate([prompt, answer]), weights, label=label))
+    return found
+
+
+DATA = sequences()
+TOKENS = [len(sequence.token_ids) for sequence in DATA]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way to train on the batch."""
+
+    kind: str
+    model: str
+    ranks: int = 1
+    micro_batch_tokens: int = 128
+    packing: bool = True
+
+    @property
+    def learner(self) -> LearnerSpec:
+        return LearnerSpec(
+            num_ranks=self.ranks,
+            zero_stage=3,
+            micro_batch_tokens=self.micro_batch_tokens,
+            packing=self.packing,
+            gradient_checkpointing="none",
+            max_grad_norm=1e6,
+            optimizer=OptimizerSpec(learning_rate=LEARNING_RATE, epsilon=1e-5, weight_decay=0.0),
+            timeout_s=60.0,
+        )
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> dict[str, str]:
+    """A language model, and a reward model whose head is not zero."""
+    from transformers import AutoModelForSequenceClassification
+
+    folder = tmp_path_factory.mktemp("models")
+    policy = save_tiny_model(folder / "policy", tied=True)
+    torch.manual_seed(1)
+    AutoModelForSequenceClassification.from_pretrained(policy, num_labels=1).save_pretrained(folder / "reward")
+    return {"dpo": policy, "kto": policy, "rm": str(folder / "reward")}
+
+
+@pytest.fixture(scope="module")
+def groups() -> Iterator[dict[int, RankGroup]]:
+    groups = {1: RankGroup(1), 2: RankGroup(2)}
+    yield groups
+    for group in groups.values():
+        group.stop()
+
+
+@pytest.fixture(scope="module")
+def expected(models) -> Any:
+    """Plain training by kind, each once."""
+    known: dict[str, Any] = {}
+
+    def look_up(kind: str) -> Any:
+        if kind not in known:
+            known[kind] = plain_training(kind, models[kind])
+        return known[kind]
+
+    return look_up
+
+
+@pytest.mark.parametrize(("ranks", "budget", "packing"), list(product((1, 2), (128, 4096), (True, False))))
+@pytest.mark.parametrize("kind", OBJECTIVES)
+def test_cutting_the_batch_changes_nothing(models, groups, expected, kind, ranks, budget, packing):
+    case = Case(kind, models[kind], ranks, budget, packing)
+    results = groups[ranks].run(train, case)
+    plain_metrics, plain_weights = expected(kind)
+    for metrics, _ in results:
+        for ours, plain in zip(metrics, plain_metrics, strict=True):
+            assert {name: ours[name] for name in plain} == pytest.approx(plain, rel=RELATIVE, abs=RELATIVE)
+    weights = results[0][1]
+    for name, weight in plain_weights.items():
+        np.testing.assert_allclose(weights[name], weight, rtol=RELATIVE, atol=2 * RELATIVE, err_msg=name)
+
+
+# ---- in the processes of the ranks
+
+
+def train(rank: Rank, case: Case) -> Any:
+    """As the learner's actor does it."""
+    objective: Any = OBJECTIVES[case.kind]
+    role = "value" if case.kind == "rm" else "policy"
+    learner = rank.build(
+        ModelSpec(path=case.model, dtype="float32"), case.learner, role=role, keep_reference=objective.needs_reference
+    )
+    data = dict(enumerate(DATA))
+    count = len(DATA) // 2
+    if case.kind == "kto":
+        planned = plan_sequences(TOKENS, range(0, 2 * count, 2), case.learner, 1 / count)
+        mismatched = plan_sequences(TOKENS, range(1, 2 * count, 2), case.learner)
+    else:
+        planned, mismatched = plan_sequences(TOKENS, range(2 * count), case.learner, 1 / count, in_pairs=True), None
+    metrics = []
+    for _ in range(STEPS):
+        if mismatched is not None:
+            others = {i: data[row] for i, row in enumerate(mismatched.rows)}
+            known = {"reference_logprobs": learner.score(mismatched.step, others, reference=True)}
+            kl = learner.evaluate(mismatched.step, others, mismatched_kl, known=known)["kl"]
+            objective = replace(objective, kl=max(0.0, kl))
+        mine = {i: data[row] for i, row in enumerate(planned.rows)}
+        known = {}
+        if objective.needs_reference:
+            known = {"reference_logprobs": learner.score(planned.step, mine, reference=True)}
+        metrics.append(learner.train_step(planned.step, mine, objective, learning_rate=LEARNING_RATE, known=known))
+    return metrics, rank.weights()
+
+
+# ---- plain PyTorch, one sequence at a time
+
+
+def plain_training(kind: str, path: str) -> Any:
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    torch.set_num_threads(1)
+    factory: Any = AutoModelForSequenceClassification if kind == "rm" else AutoModelForCausalLM
+    model = factory.from_pretrained(path, dtype=torch.float32, attn_implementation="eager")
+    reference = None if kind == "rm" else factory.from_pretrained(path, dtype=torch.float32, attn_implementation="eager")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=OptimizerSpec().betas, eps=1e-5, weight_decay=0.0)
+    metrics = []
+    for _ in range(STEPS):
+        losses, more = PLAIN[kind](model, reference)
+        loss = torch.stack(losses).mean()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1e6)
+        optimizer.step()
+        optimizer.zero_grad()
+        metrics.append({"loss": loss.item(), "grad_norm": norm.item(), **more})
+    return metrics, {name: p.detach().numpy() for name, p in model.named_parameters()}
+
+
+def answer_logprob(model: Any, sequence: TrainSequence) -> Any:
+    ids = torch.from_numpy(sequence.token_ids)
+    logprobs = model(input_ids=ids[None]).logits[0, :-1].log_softmax(-1).gather(-1, ids[1:, None])[:, 0]
+    return logprobs[torch.from_numpy(sequence.loss_weights[1:]) > 0].sum()
+
+
+def log_ratios(model: Any, reference: Any) -> list[Any]:
+    with torch.no_grad():
+        references = [answer_logprob(reference, sequence) for sequence in DATA]
+    return [answer_logprob(model, sequence) - logprob for sequence, logprob in zip(DATA, references, strict=True)]
+
+
+def plain_dpo(model: Any, reference: Any) -> Any:
+    ratios = log_ratios(model, reference)
+    losses = []
+    for index, (chosen, rejected) in enumerate(zip(ratios[::2], ratios[1::2], strict=True)):
+        answer = DATA[2 * index]
+        likelihood = answer_logprob(model, answer) / answer.loss_weights.sum()
+        losses.append(torch.log1p(torch.exp(-BETA * (chosen - rejected))) - ALPHA * likelihood)
+    margin = sum(c.item() - r.item() for c, r in zip(ratios[::2], ratios[1::2], strict=True)) * BETA / len(losses)
+    return losses, {"reward_margin_mean": margin}
+
+
+def plain_kto(model: Any, reference: Any) -> Any:
+    ratios = log_ratios(model, reference)
+    kl = max(0.0, sum(ratio.item() for ratio in ratios[1::2]) / len(ratios[1::2]))
+    losses = []
+    for sequence, ratio in zip(DATA[::2], ratios[::2], strict=True):
+        sign, weight = (1, 1.2) if sequence.label else (-1, 0.8)
+        losses.append(weight * (1 - torch.sigmoid(sign * BETA * (ratio - kl))))
+    return losses, {"kto_kl": kl}
+
+
+def plain_rm(model: Any, reference: Any) -> Any:
+    scores = [model(input_ids=torch.from_numpy(sequence.token_ids)[None]).logits[0, 0] for sequence in DATA]
+    losses = []
+    for index, (chosen, rejected) in enumerate(zip(scores[::2], scores[1::2], strict=True)):
+        margin = DATA[2 * index].label
+        losses.append(torch.log1p(torch.exp(margin - chosen + rejected)) + CENTER * (chosen + rejected) ** 2)
+    right = sum(c.item() > r.item() for c, r in zip(scores[::2], scores[1::2], strict=True))
+    return losses, {"preference_accuracy": right / len(losses)}
+
+
+PLAIN = {"dpo": plain_dpo, "kto": plain_kto, "rm": plain_rm}
