@@ -37,7 +37,7 @@ class GrpoLoop:
     async def run(self) -> None:
         """Train to the last step."""
         self.journal.begin(self.total_steps)
-        self._say_what_is_not_measured()
+        self._say_what_to_know()
         await self.hand_over.to_sampling()
         if self.state.step == 0:
             await self._first_evaluation()
@@ -64,11 +64,17 @@ class GrpoLoop:
             metrics |= {"weight_version": version, "sampling_rounds": sampled.num_rounds}
             await self._finish_step(clock, sampled, batch, metrics)
 
-    def _say_what_is_not_measured(self) -> None:
+    def _say_what_to_know(self) -> None:
         if not self.spec.rollout.samples_model_distribution:
             self.journal.note(
                 "rollout.top_p < 1 or rollout.top_k > 0: the sampler's log-probabilities are renormalised, so ratios use the "
                 "learner's own, and the difference between the two is not measured"
+            )
+        grpo = self.spec.grpo
+        if grpo.kl_coefficient and grpo.kl_in == "loss" and grpo.kl_estimator == "k1":
+            self.journal.note(
+                "grpo.kl_estimator: k1 with grpo.kl_in: loss has a gradient of zero on average and holds nothing back; "
+                "use k2 or k3, or grpo.kl_in: reward"
             )
 
     async def _sample(self, step: int) -> SampledStep:
@@ -89,8 +95,7 @@ class GrpoLoop:
     async def _with_kl(self, sampled: SampledStep) -> tuple[list[ScoredGroup], dict[str, float]]:
         """The groups' scalars, with their KL from the reference if that lowers the reward."""
         groups, settings = [group.scored() for group in sampled.groups], batch_settings(self.spec)
-        batch = plan_scoring(groups, settings)
-        if not settings.kl_in_reward or not batch.plan.steps:
+        if not settings.kl_in_reward or not (batch := plan_scoring(groups, settings)).plan.steps:
             return groups, {}
         kl = await self.learner.sequence_kl(batch, [group.arrays for group in sampled.groups], self.spec.grpo.kl_estimator)
         tokens = sum(groups[sample.group].completion_tokens[sample.completion] for sample in batch.samples)
@@ -121,7 +126,8 @@ class GrpoLoop:
             with clock.phase("checkpoint"):
                 await self.checkpoints.save(step, self.state.to_dict(), metrics)
         tokens = sum(g.summary.prompt_tokens * len(g.scores) + sum(g.summary.completion_tokens) for g in sampled.groups)
-        metrics |= {"learn_tokens": tokens, "tokens_per_second": tokens / clock.metrics()["step_seconds"]}
+        learned = sum(sample.num_tokens for sample in batch.samples)
+        metrics |= {"learn_tokens": learned, "tokens_per_second": tokens / clock.metrics()["step_seconds"]}
         self.journal.step(step, {**metrics, "epoch": self.order.epoch(self.state.cursor)}, clock)
 
     async def _first_evaluation(self) -> None:

@@ -248,6 +248,18 @@ def test_policy_comes_back_when_scoring_fails(models, groups, ranks, stage):
 
 
 @pytest.mark.parametrize(("ranks", "stage"), [(2, 3), (1, 2)])
+def test_a_refreshed_reference_survives_a_checkpoint(models, groups, tmp_path, ranks, stage):
+    case = Case(models.untied, ranks, zero_stage=stage)
+    saved = groups[ranks].run(step_refresh_save, case, tmp_path)
+    groups[ranks].stop()
+    loaded = groups[ranks].run(load_and_score, case, tmp_path)
+    for (policy, reference), (policy_again, reference_again) in zip(saved, loaded, strict=True):
+        assert not _equal(policy, reference)
+        assert _equal(policy_again, policy)
+        assert _equal(reference_again, reference), "the reference is the policy of the refresh, bit for bit"
+
+
+@pytest.mark.parametrize(("ranks", "stage"), [(2, 3), (1, 2)])
 def test_a_checkpoint_continues_as_if_nothing_happened(models, groups, tmp_path, ranks, stage):
     case = Case(models.untied, ranks, zero_stage=stage)
     metrics, draws, weights = groups[ranks].run(step_save_step, case, tmp_path)[0]
@@ -372,6 +384,32 @@ def step_save_step(rank: Rank, case: Case, directory: Any) -> tuple[Any, ...]:
     learner.save(directory, {"step": 1, "cursor": [3, 4]})
     metrics = learner.train_step(second, batch.sequences, LOSS, learning_rate=LEARNING_RATE)
     return metrics, torch.rand(3).tolist(), rank.weights()
+
+
+def step_refresh_save(rank: Rank, case: Case, directory: Any) -> tuple[Any, ...]:
+    """A step, the refresh, another step: scores of policy and reference, which is the policy after the first step."""
+    learner = case.build(rank, keep_reference=True)
+    batch = case.batch
+    first, second = batch.plan.plan.steps
+    learner.train_step(first, batch.sequences, LOSS, learning_rate=LEARNING_RATE)
+    middle = _scores(learner, case)
+    learner.refresh_reference()
+    learner.train_step(second, batch.sequences, LOSS, learning_rate=LEARNING_RATE)
+    learner.save(directory, {})
+    policy, reference = _scores(learner, case), _scores(learner, case, reference=True)
+    assert _equal(reference, middle)
+    return policy, reference
+
+
+def load_and_score(rank: Rank, case: Case, directory: Any) -> tuple[Any, ...]:
+    learner = case.build(rank, keep_reference=True)
+    learner.load(directory)
+    return _scores(learner, case), _scores(learner, case, reference=True)
+
+
+def _scores(learner: Any, case: Case, **options: Any) -> dict[int, np.ndarray]:
+    scores = learner.score(case.batch.plan.plan.steps[0], case.batch.sequences, **options)
+    return {number: values.numpy() for number, values in scores.items()}
 
 
 def load_step(rank: Rank, case: Case, directory: Any) -> tuple[Any, ...]:

@@ -2,7 +2,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -23,11 +22,8 @@ def environment():
     return {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1]), "COLUMNS": "200"}
 
 
-def test_help_is_quick_and_names_every_verb(tmp_path):
-    rlflow("--help", cwd=tmp_path)
-    start = time.perf_counter()
+def test_help_names_every_verb(tmp_path):
     shown = rlflow("--help", cwd=tmp_path)
-    assert time.perf_counter() - start < 1.0
     assert shown.returncode == 0
     for verb in ("run", "submit", "status", "logs", "stop", "list", "plan", "schema"):
         assert f" {verb} " in shown.stdout

@@ -134,19 +134,15 @@ def python(code, **environment):
 
 
 IMPORT = f"""
-import json, sys, time
-start = time.perf_counter()
+import json, sys
 import rlflow
-seconds = time.perf_counter() - start
 rlflow.reward, rlflow.RewardSample
-print(json.dumps([seconds, [name for name in {HEAVY} if name in sys.modules]]))
+print(json.dumps([name for name in {HEAVY} if name in sys.modules]))
 """
 
 
-def test_importing_the_package_is_quick_and_light():
-    results = [json.loads(python(IMPORT).stdout) for _ in range(3)]
-    assert min(seconds for seconds, _ in results) < 0.5
-    assert all(heavy == [] for _, heavy in results)
+def test_importing_the_package_is_light():
+    assert json.loads(python(IMPORT).stdout) == []
 
 
 @pytest.mark.parametrize("name", LAYERS_OF_TOP_FOLDERS)
