@@ -57,7 +57,8 @@ def load(tmp_path, text, overrides=()):
         ),
         (
             {"rewards": [{"type": "accurcy"}]},
-            "rewards[0].type: unknown: 'accurcy'; did you mean accuracy?; one of accuracy, format, cosine, soft_overlong, plugin, model, judge",
+            "rewards[0].type: unknown: 'accurcy'; did you mean accuracy?; "
+            "one of accuracy, format, cosine, soft_overlong, plugin, model, judge",
         ),
         (
             {"rewards": [{"weight": 1}]},
