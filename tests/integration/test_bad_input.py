@@ -114,5 +114,8 @@ def test_preferences_without_rejected_answer(tmp_path):
 
 
 def test_a_reward_model_that_is_none(tmp_path):
-    spec = grpo_spec(rewards=[{"type": "model", "path": "nowhere"}])
-    assert re.search("reward 'model'.*nowhere", refused(tmp_path, spec))
+    spec = grpo_spec(rewards=[{"type": "model", "path": "runs/nowhere/model"}])
+    assert "rewards[0].path: there is no directory runs/nowhere/model" in refused(tmp_path, spec)
+    (tmp_path / "empty").mkdir()
+    spec = grpo_spec(rewards=[{"type": "model", "path": "empty"}])
+    assert "reward 'model'" in (message := refused(tmp_path, spec)) and "config.json" in message
