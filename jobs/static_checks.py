@@ -12,7 +12,7 @@ from rlflow.spec.data import FileSource
 from rlflow.spec.jobs import DpoJob, Job, RolloutJob
 from rlflow.spec.load import resolved
 from rlflow.spec.preferences import PluginLossSpec
-from rlflow.spec.rewards import PluginSpec, with_token_limits
+from rlflow.spec.rewards import ModelRewardSpec, PluginSpec, with_token_limits
 
 
 def static_problems(job: Job, earlier_runs: Sequence[str] = ()) -> list[str]:
@@ -74,8 +74,14 @@ def _check_rewards(job: Job) -> None:
             file = reward.target.rpartition(":")[0]
             if file.endswith(".py") and not Path(file).is_file():
                 lines.append(f"rewards[{index}].target: {file} does not exist")
+        if isinstance(reward, ModelRewardSpec) and not _may_be_hub_id(reward.path) and not Path(reward.path).is_dir():
+            lines.append(f"rewards[{index}].path: there is no directory {reward.path}")
     if lines:
         raise UserError("\n".join(lines))
+
+
+def _may_be_hub_id(path: str) -> bool:
+    return path.count("/") <= 1 and path[0] not in "./~"
 
 
 def _check_losses(job: Job) -> None:

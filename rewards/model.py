@@ -13,10 +13,12 @@ class ModelReward:
     def __init__(self, spec: ModelRewardSpec) -> None:
         """Raises RewardError if `spec.path` holds no model with one score, or no chat template."""
         import torch
+        from huggingface_hub.utils import logging as hub_logging
         from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
         from transformers.utils import logging
 
         logging.disable_progress_bar()
+        hub_logging.set_verbosity_error()  # retries of a download are not news; its failure is raised
         torch.set_num_threads(spec.num_threads)
         config = AutoConfig.from_pretrained(spec.path)
         if config.num_labels != 1:

@@ -90,7 +90,7 @@ class WeightExporter:
     def _save_adapter(self, directory: Path, *, is_writer: bool) -> None:
         from peft import get_peft_model_state_dict
 
-        named = {name: p for name, p in self._model.named_parameters() if "lora_" in name}
+        named = {name: p for name, p in self._model.named_parameters() if "lora_" in name or ".modules_to_save." in name}
         with gathered(list(named.values())):
             if is_writer:
                 state = get_peft_model_state_dict(self._model, {n: p.detach().cpu().clone() for n, p in named.items()})
@@ -119,9 +119,9 @@ def _named_exports(causal_lm: nn.Module) -> Iterator[tuple[str, _Export]]:
         name: module for name, module in causal_lm.named_modules() if hasattr(module, "lora_A") and hasattr(module, "base_layer")
     }
     for name, parameter in causal_lm.named_parameters():
-        if ".lora_" in name:
+        if ".lora_" in name or ".original_module." in name:
             continue
-        owner, _, leaf = name.rpartition(".")
+        owner, _, leaf = name.replace(".modules_to_save.default.", ".").rpartition(".")  # a head trained in full beside adapters
         layer = owner.removesuffix(".base_layer")
         adapter = _adapter_of(adapters[layer]) if layer in adapters and leaf == "weight" else None
         yield f"{layer}.{leaf}", _Export(parameter, adapter)

@@ -116,8 +116,8 @@ def _prepare(loaded: Any, model: ModelSpec, learner: LearnerSpec, task_type: str
     checkpoint_activations(loaded, learner.gradient_checkpointing)
     if model.lora is None:
         return loaded
-    if loaded.is_gradient_checkpointing:
-        loaded.enable_input_require_grads()
+    # Checkpointing needs an input with gradient, and so do ZeRO-3's hooks that gather the first layer for its backward pass.
+    loaded.enable_input_require_grads()
     return _add_adapters(loaded, model.lora, task_type)
 
 

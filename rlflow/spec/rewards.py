@@ -125,7 +125,7 @@ class ModelRewardSpec(_RewardFields):
 
     type: Literal["model"] = "model"
     """Kind of reward."""
-    path: str
+    path: str = Field(min_length=1)
     """Directory or hub id of the model and its tokenizer, whose chat template renders the conversation."""
     timeout_s: PositiveFloat = 120.0
     """Seconds that a group of completions may take."""

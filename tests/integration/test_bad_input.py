@@ -97,3 +97,25 @@ def test_more_workers_than_the_machine_holds(tmp_path):
 def test_missing_run(tmp_path):
     spec = grpo_spec(model={"from_run": "never"})
     assert "model.from_run" in refused(tmp_path, spec)
+
+
+@pytest.mark.parametrize("kind", ["dpo", "rm", "kto"])
+def test_malformed_preferences(tmp_path, kind):
+    good = {"prompt": "1+1", "chosen": "2", "rejected": "3"}
+    spec = sft_spec(data=rows(tmp_path, good, {**good, "prompt": "1+2", "rejected": "2"}), kind=kind)
+    if kind == "kto":
+        spec["kto"] = {"unpair_rows": True}
+    assert re.search(r"rows\.jsonl, row 2: the chosen and the rejected answer are the same", refused(tmp_path, spec))
+
+
+def test_preferences_without_rejected_answer(tmp_path):
+    spec = sft_spec(data=rows(tmp_path, chat("1+1")), kind="dpo")
+    assert re.search(r"rows\.jsonl.*rejected_response", refused(tmp_path, spec))
+
+
+def test_a_reward_model_that_is_none(tmp_path):
+    spec = grpo_spec(rewards=[{"type": "model", "path": "runs/nowhere/model"}])
+    assert "rewards[0].path: there is no directory runs/nowhere/model" in refused(tmp_path, spec)
+    (tmp_path / "empty").mkdir()
+    spec = grpo_spec(rewards=[{"type": "model", "path": "empty"}])
+    assert "reward 'model'" in (message := refused(tmp_path, spec)) and "config.json" in message

@@ -7,7 +7,7 @@ import torch
 import yaml
 
 import rlflow
-from tests.integration.job_runs import metrics, run, write_job
+from tests.integration.job_runs import grpo_spec, metrics, run, write_job
 
 pytestmark = pytest.mark.integration
 ROOT = Path(rlflow.__file__).parents[1]
@@ -84,3 +84,12 @@ def test_a_stored_reference_gives_the_same_training(runs, tmp_path, kind):
     for ours, theirs in zip(stored, swapped, strict=True):
         for name in PAIR_METRICS & ours.keys():
             assert ours[name] == pytest.approx(theirs[name], rel=1e-3, abs=1e-4), (ours["step"], name)
+
+
+def test_a_reward_model_rewards_completions_beside_another_reward(runs, tmp_path):
+    _, run_dir = runs("rm")
+    rewards = [{"type": "plugin", "target": "digits.py:digits"}, {"type": "model", "path": str(run_dir / "model")}]
+    rows = train(tmp_path, grpo_spec(rewards=rewards, model=ready_spec("rm")["model"], steps=2))
+    assert all({"reward_digits_mean", "reward_model_mean"} <= row.keys() for row in rows if row["step"])
+    last = rows[-1]
+    assert last["reward_mean"] == pytest.approx(last["reward_digits_mean"] + last["reward_model_mean"], abs=1e-5)

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from rlflow.algorithms.preference_losses import KtoLoss, PairObjective, RewardModelLoss, Sft, Sigmoid, mismatched_kl
+from rlflow.data.characters import build_character_tokenizer
 from rlflow.learner.sequences import TrainSequence
 from rlflow.loops.preference import plan_sequences
 from rlflow.spec.learner import LearnerSpec, OptimizerSpec
-from rlflow.spec.model import ModelSpec
+from rlflow.spec.model import LoraSpec, ModelSpec
 from tests.integration.engines import RankGroup, save_tiny_model
 from tests.integration.learner_rank import Rank
 
@@ -119,7 +120,39 @@ def test_cutting_the_batch_changes_nothing(models, groups, expected, kind, ranks
         np.testing.assert_allclose(weights[name], weight, rtol=RELATIVE, atol=2 * RELATIVE, err_msg=name)
 
 
+@pytest.mark.parametrize(("ranks", "stage"), [(2, 3), (1, 1)])
+def test_a_reward_model_with_adapters_is_saved_whole(models, groups, tmp_path, ranks, stage):
+    from transformers import AutoModelForSequenceClassification
+
+    case = Case("rm", models["dpo"], ranks)  # a language model: the head is new
+    directory = tmp_path / "model"
+    before, after = groups[ranks].run(train_adapters_and_save, case, stage, directory)[0]
+    assert before["rewards_chosen_mean"] == 0 and abs(after["rewards_chosen_mean"]) > 1e-3
+    model, info = AutoModelForSequenceClassification.from_pretrained(directory, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    with torch.no_grad():
+        _, metrics = plain_rm(model, None)
+        chosen = [model(input_ids=torch.from_numpy(s.token_ids)[None]).logits.item() for s in DATA[::2]]
+    assert after["preference_accuracy"] == pytest.approx(metrics["preference_accuracy"])
+    assert after["rewards_chosen_mean"] == pytest.approx(np.mean(chosen), rel=1e-4)
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
+
+
 # ---- in the processes of the ranks
+
+
+def train_adapters_and_save(rank: Rank, case: Case, stage: Any, directory: Any) -> Any:
+    """Held-out metrics before and after two steps."""
+    model = ModelSpec(path=case.model, dtype="float32", lora=LoraSpec(rank=4))
+    spec = case.learner.model_copy(update={"zero_stage": stage})
+    learner = rank.build(model, spec, role="value")
+    count, data = len(DATA), dict(enumerate(DATA))
+    step = plan_sequences(TOKENS, range(count), spec, 2 / count, in_pairs=True).step
+    before = learner.evaluate(step, data, OBJECTIVES["rm"])
+    for _ in range(2):
+        learner.train_step(step, data, OBJECTIVES["rm"], learning_rate=0.02)
+    learner.save_model(directory, build_character_tokenizer("0"))
+    return before, learner.evaluate(step, data, OBJECTIVES["rm"])
 
 
 def train(rank: Rank, case: Case) -> Any:
