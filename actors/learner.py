@@ -4,6 +4,7 @@ import os
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from ray import ObjectRef
 
 from rlflow.algorithms.batch_plan import StepPlan
 from rlflow.algorithms.policy_batch import PolicyBatch
+from rlflow.spec.algorithm import PpoSpec
 from rlflow.spec.learner import LearnerSpec
 from rlflow.spec.model import ModelSpec
 
@@ -32,6 +34,23 @@ class LearnerSetup:
     """CPU threads; None leaves torch's default."""
     conversations: tuple[str, ...] = ()
     """Arrow files of tokenised conversations: training rows, then held-out rows (SFT)."""
+    others: tuple["RoleSetup", ...] = ()
+    """Learners beside the policy."""
+    takes_turns: bool = False
+    """Whether the learners of a rank take turns on its device."""
+
+
+@dataclass(frozen=True, slots=True)
+class RoleSetup:
+    """A learner beside the policy."""
+
+    name: str
+    """critic."""
+    options: dict[str, Any]
+    """Of `Learner`: its role, and what belongs to it."""
+    model_path: str
+    model: ModelSpec
+    learner: LearnerSpec
 
 
 class LearnerActor:
@@ -39,6 +58,7 @@ class LearnerActor:
 
     def __init__(self, label: str) -> None:
         self._label = label
+        self._roles: Any = None
         self._learner: Any = None
         self._files: list[Any] = []
 
@@ -60,20 +80,21 @@ class LearnerActor:
 
         from rlflow.learner.learner import Learner
         from rlflow.learner.process_group import RankInfo
+        from rlflow.learner.roles import Roles
 
         logging.disable_progress_bar()
         if setup.num_threads is not None:
             torch.set_num_threads(setup.num_threads)
         self._files = [_open_conversations(path) for path in setup.conversations]
-        self._learner = Learner(
-            setup.model_path,
-            setup.model,
-            setup.learner,
-            RankInfo(rank, world_size, *address),
-            temperature=setup.temperature,
-            seed=setup.seed,
-            keep_reference=setup.keep_reference,
-        )
+        info = RankInfo(rank, world_size, *address)
+        common: dict[str, Any] = {"temperature": setup.temperature, "seed": setup.seed}
+        self._roles = Roles(takes_turns=setup.takes_turns)
+        policy = partial(Learner, setup.model_path, setup.model, setup.learner, info, keep_reference=setup.keep_reference)
+        self._roles.build("policy", partial(policy, **common))
+        for other in setup.others:
+            build = partial(Learner, other.model_path, other.model, other.learner, info, **common, **other.options)
+            self._roles.build(other.name, build)
+        self._learner = self._roles.hold("policy")
         self._rank, self._tokenizer_path = rank, setup.tokenizer_path
         return self._learner.exporter.buckets
 
@@ -89,25 +110,34 @@ class LearnerActor:
     ) -> list[dict[str, float]]:
         """The batch's optimiser steps (collective). Old and reference log-probabilities are computed once, before the first."""
         sequences = self._policy_sequences(batch, groups)
-        distinct = list({id(step): step for step in batch.plan.steps}.values())  # epochs repeat their steps
-        old = None if on_policy else self._score_all(distinct, sequences, reference=False)
-        reference = self._score_all(distinct, sequences, reference=True) if token_loss.kl_coefficient > 0 else None
+        steps, needs_reference = batch.plan.steps, token_loss.kl_coefficient > 0
+        old = None if on_policy else self._learner.score_all(steps, sequences)
+        reference = self._learner.score_all(steps, sequences, reference=True) if needs_reference else None
         scores = {"old_logprobs": old, "reference_logprobs": reference}
         known = {name: values for name, values in scores.items() if values is not None}
         return [
             self._learner.train_step(step, sequences, token_loss, learning_rate=rate, known=known)
-            for step, rate in zip(batch.plan.steps, learning_rates, strict=True)
+            for step, rate in zip(steps, learning_rates, strict=True)
         ]
+
+    def train_ppo(
+        self,
+        batch: PolicyBatch,
+        groups: Sequence[ObjectRef],
+        spec: PpoSpec,
+        policy_rates: Sequence[float],
+        critic_rates: Sequence[float],
+    ) -> list[dict[str, float]]:
+        """The batch's optimiser steps of critic and policy (collective). No `policy_rates`: of the critic alone."""
+        from rlflow.learner.ppo import train_ppo
+
+        sequences = self._policy_sequences(batch, groups)
+        rewards = {i: batch.samples[i].advantage for i in sequences}
+        return train_ppo(self._roles, batch.plan.steps, sequences, rewards, spec, policy_rates, critic_rates)
 
     def sampler_mismatch(self, batch: PolicyBatch, groups: Sequence[ObjectRef], token_loss: Any) -> dict[str, float]:
         """Metrics of the batch without training, the log-probability difference to the sampler among them (collective)."""
         return self._learner.evaluate(batch.plan.steps[0], self._policy_sequences(batch, groups), token_loss)
-
-    def _score_all(self, steps: list[StepPlan], sequences: Any, *, reference: bool) -> dict[int, Any]:
-        scores: dict[int, Any] = {}
-        for step in steps:
-            scores.update(self._learner.score(step, sequences, reference=reference))
-        return scores
 
     def _policy_sequences(self, batch: PolicyBatch, groups: Sequence[ObjectRef]) -> dict[int, Any]:
         from rlflow.actors.policy_sequences import policy_sequence
@@ -160,16 +190,16 @@ class LearnerActor:
         """Write the training state and the model directory (collective)."""
         from transformers import AutoTokenizer
 
-        self._learner.save(Path(state), client_state)
+        self._roles.save(Path(state), client_state)
         self._learner.save_model(Path(model), AutoTokenizer.from_pretrained(self._tokenizer_path))
 
     def load(self, state: str) -> dict[str, Any]:
         """Restore the training state (collective)."""
-        return self._learner.load(Path(state))
+        return self._roles.load(Path(state))
 
     def close(self) -> None:
-        """Free the engine."""
-        self._learner.close()
+        """Free the engines."""
+        self._roles.close()
 
 
 def _open_conversations(path: str) -> Any:

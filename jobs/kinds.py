@@ -6,7 +6,9 @@ from typing import Any, Literal
 
 from rlflow.cluster.devices import DevicePlan
 from rlflow.jobs.context import JobContext
-from rlflow.jobs.grpo import grpo_devices, run_grpo_job
+from rlflow.jobs.grpo import run_grpo_job
+from rlflow.jobs.ppo import run_ppo_job
+from rlflow.jobs.sampling import sampling_devices
 from rlflow.jobs.sft import run_sft_job, sft_devices
 
 
@@ -20,5 +22,6 @@ class Kind:
 
 KINDS = {
     "sft": Kind(run_sft_job, sft_devices),
-    "grpo": Kind(run_grpo_job, grpo_devices),
+    "grpo": Kind(run_grpo_job, sampling_devices),
+    "ppo": Kind(run_ppo_job, sampling_devices),
 }

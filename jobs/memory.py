@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from rlflow.jobs.model_facts import ModelFacts
-from rlflow.spec.jobs import GrpoJob, Job, RolloutJob
+from rlflow.spec.jobs import Job, RolloutJob
 
 GIB = 2**30
 _CONTEXT_GIB = 0.8
@@ -104,7 +104,7 @@ def _logits(job: Job, facts: ModelFacts) -> float:
     return (logits + facts.vocab_size * facts.hidden_size * (4 + _size(job))) / GIB
 
 
-def engine_gib(job: GrpoJob, facts: ModelFacts) -> float:
+def engine_gib(job: RolloutJob, facts: ModelFacts) -> float:
     """What an engine needs on each of its GPUs: weights, a KV cache for the sequences it decodes at once, and vLLM's own."""
     sequences = min(job.rollout.max_num_seqs, job.prompts_per_step * job.rollout.num_generations)
     tokens = sequences * (job.data.max_prompt_tokens + job.rollout.max_completion_tokens)
@@ -112,7 +112,7 @@ def engine_gib(job: GrpoJob, facts: ModelFacts) -> float:
     return (facts.num_parameters * _size(job) + cache) / job.rollout.tensor_parallel_size / GIB + _ENGINE_GPU_GIB
 
 
-def _rollout(job: GrpoJob, facts: ModelFacts, *, device_gib: float, on_gpu: bool) -> float:
+def _rollout(job: RolloutJob, facts: ModelFacts, *, device_gib: float, on_gpu: bool) -> float:
     if on_gpu:
         share = job.rollout.gpu_memory_utilization
         return engine_gib(job, facts) if share == "auto" else share * device_gib

@@ -1,4 +1,4 @@
-"""Group-relative advantages, from scalar rewards."""
+"""Group-relative advantages and terminal rewards: scalars a completion."""
 
 import statistics
 from collections.abc import Sequence
@@ -27,6 +27,11 @@ def has_spread(rewards_K: Sequence[float | None]) -> bool:
     """Whether a group's rewards differ, so that it teaches anything."""
     known = [r for r in rewards_K if r is not None]
     return bool(known) and max(known) - min(known) > ZERO_STD
+
+
+def terminal_reward(reward: float, *, has_ended: bool, missing_eos_penalty: float | None) -> float:
+    """The completion's reward, less the penalty if it holds no end-of-sequence token (TRL's `missing_eos_penalty`)."""
+    return reward if has_ended or missing_eos_penalty is None else reward - missing_eos_penalty
 
 
 def _one_group(rewards_K: Sequence[float | None], scale: str, batch_std: float) -> list[float | None]:

@@ -139,6 +139,28 @@ class PolicyLoss:
         return ((ratio_N > self.clip_high) & (advantages_N > 0)) | ((ratio_N < self.clip_low) & (advantages_N < 0))
 
 
+@dataclass(frozen=True, slots=True)
+class ValueLoss:
+    """The clipped value loss of PPO.
+
+    L = 1/2 max((V - R)^2, (clip(V, V_old - clip_range, V_old + clip_range) - R)^2), R the return (Schulman et al.'s code of 2017;
+    Huang et al. 2022, detail 9). `clip_range` None: no clipping.
+    """
+
+    clip_range: float | None = 0.2
+
+    def __call__(self, inputs: ValueInputs) -> tuple[Tensor, Means]:
+        """Token losses [N] and metrics."""
+        assert inputs.old_values_N is not None and inputs.returns_N is not None
+        squares_N = (inputs.values_N - inputs.returns_N) ** 2
+        if self.clip_range is None:
+            return 0.5 * squares_N, {}
+        clipped_N = inputs.old_values_N + (inputs.values_N - inputs.old_values_N).clamp(-self.clip_range, self.clip_range)
+        clipped_squares_N = (clipped_N - inputs.returns_N) ** 2
+        means: Means = {"value_clipped_fraction": token_mean((clipped_squares_N > squares_N).float())}
+        return 0.5 * torch.maximum(squares_N, clipped_squares_N), means
+
+
 def kl_k3(logprobs_N: Tensor, reference_logprobs_N: Tensor) -> Tensor:
     """The k3 estimate of KL(policy || reference) for each token: exp(d) - d - 1, d = reference - policy (Schulman 2020)."""
     difference_N = (reference_logprobs_N - logprobs_N).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)

@@ -9,6 +9,7 @@ from rlflow.algorithms.batch_plan import StepPlan
 from rlflow.algorithms.losses import PolicyLoss, SmoothedCrossEntropy
 from rlflow.algorithms.policy_batch import PolicyBatch, ScoredGroup
 from rlflow.rollout.completions import GroupRequest, GroupSummary
+from rlflow.spec.algorithm import PpoSpec
 
 RowOf = Callable[[int], Any]
 
@@ -81,6 +82,10 @@ class HandOverHandle(Protocol):
         """The samplers' turn, with the learner's weights."""
         ...
 
+    async def write(self, write: Callable[[], Awaitable[None]]) -> None:
+        """Call what writes a checkpoint with the learner's states on its devices."""
+        ...
+
     async def recover(self) -> None:
         """Start engines after all have died, with the learner's weights."""
         ...
@@ -99,6 +104,21 @@ class PolicyLearner(Protocol):
         on_policy: bool,
     ) -> list[Mapping[str, float]]:
         """Metrics of each optimiser step."""
+        ...
+
+
+class PpoLearner(Protocol):
+    """Trains a policy and its critic on sampled groups."""
+
+    async def train_ppo(
+        self,
+        batch: PolicyBatch,
+        groups: Sequence[Any],
+        spec: PpoSpec,
+        policy_rates: Sequence[float],
+        critic_rates: Sequence[float],
+    ) -> list[Mapping[str, float]]:
+        """Metrics of each optimiser step; without `policy_rates` only the critic is trained."""
         ...
 
 

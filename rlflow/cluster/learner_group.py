@@ -15,6 +15,7 @@ from rlflow.algorithms.policy_batch import PolicyBatch
 from rlflow.cluster.devices import DevicePlan
 from rlflow.cluster.failure import LearnerLost
 from rlflow.cluster.placement import Placement
+from rlflow.spec.algorithm import PpoSpec
 
 
 class LearnerGroup:
@@ -52,6 +53,17 @@ class LearnerGroup:
     ) -> list[dict[str, float]]:
         """Metrics of each optimiser step."""
         return await self._first("train_policy", ray.put(batch), list(groups), token_loss, list(learning_rates), on_policy)
+
+    async def train_ppo(
+        self,
+        batch: PolicyBatch,
+        groups: Sequence[ObjectRef],
+        spec: PpoSpec,
+        policy_rates: Sequence[float],
+        critic_rates: Sequence[float],
+    ) -> list[dict[str, float]]:
+        """Metrics of each optimiser step."""
+        return await self._first("train_ppo", ray.put(batch), list(groups), spec, list(policy_rates), list(critic_rates))
 
     async def sampler_mismatch(self, batch: PolicyBatch, groups: Sequence[ObjectRef], token_loss: PolicyLoss) -> dict[str, float]:
         """Metrics of a batch without training on it."""

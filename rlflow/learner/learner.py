@@ -1,7 +1,7 @@
 """One rank of a learner group."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -72,6 +72,11 @@ class Learner:
         self.exporter = WeightExporter(self._model.model, BUCKET_BYTES if bucket_bytes is None else bucket_bytes)
         self._mover = StateMover(self._engine, self._model)
 
+    @property
+    def is_trained(self) -> bool:
+        """Whether it has an optimiser."""
+        return True
+
     # ---- residency
 
     def move(self, state: State) -> None:
@@ -92,6 +97,15 @@ class Learner:
                 batch = self._build(micro_batch, sequences, step)
                 scores.update(batch.split(self._model.per_token(self._engine(batch, self._temperature))))
         return scores
+
+    def score_all(self, steps: Iterable[StepPlan], sequences: Mapping[int, TrainSequence], *, reference: bool = False) -> Scores:
+        """`score` of several steps; a step that comes again, in a later epoch, once."""
+        distinct = {id(step): step for step in steps}.values()
+        return {i: values for step in distinct for i, values in self.score(step, sequences, reference=reference).items()}
+
+    def own_sequences(self, steps: Iterable[StepPlan]) -> set[int]:
+        """Sequences that count on this rank and no other: those of its micro-batches but padding."""
+        return {i for step in steps for m in step.ranks[self._info.rank] if not m.is_padding for i in m.sequences}
 
     def train_step(
         self,
@@ -219,10 +233,14 @@ class Learner:
         """Write the weights as a transformers model directory."""
         self.exporter.save(directory, tokenizer, is_writer=self._info.rank == 0)
 
-    def close(self) -> None:
-        """Free the engine and leave the process group."""
+    def release(self) -> None:
+        """Free the engine."""
         self.exporter.release()
         self._engine.destroy()
+
+    def close(self) -> None:
+        """Free the engine and leave the process group."""
+        self.release()
         leave_process_group()
 
 

@@ -1,143 +1,55 @@
 """Group-relative policy optimisation: sample groups, score them, train on their advantages, send the weights."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rlflow.algorithms.losses import PolicyLoss
-from rlflow.algorithms.policy_batch import PolicyBatchSettings, plan_policy_batch
-from rlflow.cluster.handles import CheckpointHandle, HandOverHandle, PolicyLearner, PromptTable, SamplerHandle
-from rlflow.data.order import RowOrder
-from rlflow.loops.batch_metrics import check_failures, completion_rows, evaluation_metrics, sampling_metrics
-from rlflow.loops.requests import evaluation_requests, training_requests
-from rlflow.loops.schedule import learning_rate
-from rlflow.loops.state import LoopState
+from rlflow.algorithms.policy_batch import PolicyBatch, PolicyBatchSettings, plan_policy_batch
+from rlflow.cluster.handles import PolicyLearner
+from rlflow.loops.batch_metrics import sampling_metrics
+from rlflow.loops.sampling import SamplingLoop, StepResult, mean_metrics, sampled_tokens, step_rates, token_mean_settings
 from rlflow.observe.clock import StepClock
-from rlflow.observe.journal import Journal
 from rlflow.spec.jobs import GrpoJob
 
 
 @dataclass(slots=True)
-class GrpoLoop:
-    """The parts of a GRPO run."""
+class GrpoLoop(SamplingLoop):
+    """A GRPO run."""
 
     spec: GrpoJob
-    total_steps: int
     learner: PolicyLearner
-    sampler: SamplerHandle
-    hand_over: HandOverHandle
-    prompts: PromptTable
-    held_out: PromptTable
-    order: RowOrder
-    checkpoints: CheckpointHandle
-    journal: Journal
-    state: LoopState
 
-    async def run(self) -> None:
-        """Train to the last step."""
-        self.journal.begin(self.total_steps)
-        self._say_what_is_not_measured()
-        await self.hand_over.to_sampling()
-        if self.state.step == 0:
-            await self._first_evaluation()
-        while self.state.step < self.total_steps:
-            step, clock = self.state.step + 1, self.journal.clock()
-            rows = self.order.rows(self.state.cursor, self.spec.prompts_per_step)
-            version = self.hand_over.weight_version
-            with clock.phase("generate"):
-                requests = training_requests(self.spec, step, rows, self.prompts.prompt_ids)
-                sampled = await self.sampler.sample(requests, self.prompts.row, self.hand_over.recover)
-            clock.move("generate", "reward", sampled.reward_seconds)
-            check_failures(sampled.groups, self.spec.reward_pool.failure_threshold, self.journal.note)
-            batch = plan_policy_batch([group.scored() for group in sampled.groups], self._batch_settings())
-            with clock.phase("hand_over"):
-                await self.hand_over.to_learning()
-            with clock.phase("learn"):
-                metrics = await self._train(step, batch, sampled)
-            with clock.phase("hand_over"):
-                await self.hand_over.to_sampling()
-            moves = self.hand_over.metrics()
-            clock.move("hand_over", "sync", moves.pop("sync_seconds", 0.0))
-            self.state = LoopState(step, self.state.cursor + len(rows), self.hand_over.weight_version)
-            metrics |= sampling_metrics(sampled.groups, batch) | moves | {"weight_version": version}
-            await self._finish_step(clock, sampled, batch, metrics)
+    async def take_step(self, step: int, rows: list[int], clock: StepClock) -> StepResult:
+        """Sample, train on the groups' advantages, send the weights."""
+        sampled = await self.sample(step, rows, clock)
+        batch = plan_policy_batch([group.scored() for group in sampled.groups], batch_settings(self.spec))
+        metrics = await self.learn(clock, lambda: self._train(step, batch, sampled))
+        return StepResult(metrics | sampling_metrics(sampled.groups, batch), sampled_tokens(sampled), sampled, batch)
 
-    def _say_what_is_not_measured(self) -> None:
-        if not self.spec.rollout.samples_model_distribution:
-            self.journal.note(
-                "rollout.top_p < 1 or rollout.top_k > 0: the sampler's log-probabilities are renormalised, so ratios use the "
-                "learner's own, and the difference between the two is not measured"
-            )
-
-    async def _train(self, step: int, batch: Any, sampled: Any) -> dict[str, float]:
+    async def _train(self, step: int, batch: PolicyBatch, sampled: Any) -> dict[str, float]:
         """All optimiser steps on the batch; metrics are their means. Nothing to learn from: no step is taken."""
-        if not batch.plan.steps:
+        count = len(batch.plan.steps)
+        if not count:
             self.journal.note(f"step {step}: no group has rewards that differ, so there is nothing to learn from")
             return {}
         per_batch = self.spec.grpo.optimizer_steps_per_batch * self.spec.grpo.epochs_per_batch
-        first = (step - 1) * per_batch
-        rates = [learning_rate(self.spec.learner, first + i, self.total_steps * per_batch) for i in range(len(batch.plan.steps))]
-        on_policy = len(batch.plan.steps) == 1
+        rates = step_rates(self.spec.learner, step, self.total_steps, per_batch, count)
         arrays = [group.arrays for group in sampled.groups]
-        return _means(await self.learner.train_policy(batch, arrays, self._loss(), rates, on_policy=on_policy))
-
-    async def _finish_step(self, clock: StepClock, sampled: Any, batch: Any, metrics: dict[str, float]) -> None:
-        step, every = self.state.step, self.spec.evaluate.every
-        is_last = step == self.total_steps
-        if self.spec.run.log_completions_every and (is_last or step % self.spec.run.log_completions_every == 0):
-            texts = await self.sampler.texts(sampled.groups)
-            self.journal.completions(step, completion_rows(sampled.groups, batch, texts, self.prompts.row))
-        if is_last or (every and step % every == 0):
-            with clock.phase("eval"):
-                metrics |= await self._evaluate()
-        if is_last or step % self.spec.run.save_every == 0:
-            with clock.phase("checkpoint"):
-                await self.checkpoints.save(step, self.state.to_dict())
-        tokens = sum(g.summary.prompt_tokens * len(g.scores) + sum(g.summary.completion_tokens) for g in sampled.groups)
-        metrics |= {"learn_tokens": tokens, "tokens_per_second": tokens / clock.metrics()["step_seconds"]}
-        self.journal.step(step, {**metrics, "epoch": self.order.epoch(self.state.cursor)}, clock)
-
-    async def _first_evaluation(self) -> None:
-        clock = self.journal.clock()
-        with clock.phase("eval"):
-            metrics = await self._evaluate()
-        if metrics:
-            self.journal.step(0, metrics, clock)
-
-    async def _evaluate(self) -> dict[str, float]:
-        rows = list(range(len(self.held_out)))[: self.spec.evaluate.max_rows]
-        if not rows:
-            return {}
-        requests = evaluation_requests(self.spec, rows, self.held_out.prompt_ids)
-        sampled = await self.sampler.sample(requests, self.held_out.row, self.hand_over.recover)
-        check_failures(sampled.groups, self.spec.reward_pool.failure_threshold, self.journal.note)
-        return evaluation_metrics(sampled.groups)
+        return mean_metrics(await self.learner.train_policy(batch, arrays, self._loss(), rates, on_policy=count == 1))
 
     def _loss(self) -> PolicyLoss:
         low, high = self.spec.grpo.clip_range
         correction = self.spec.grpo.sampler_correction
         return PolicyLoss(low, high, self.spec.grpo.kl_coefficient, correction.mode, correction.cap)
 
-    def _batch_settings(self) -> PolicyBatchSettings:
-        return batch_settings(self.spec)
-
 
 def batch_settings(spec: GrpoJob) -> PolicyBatchSettings:
     """How batches are made, from the spec."""
-    return PolicyBatchSettings(
-        loss_type=spec.grpo.loss_type,
-        scale_rewards=spec.grpo.scale_rewards,
-        filter_zero_std=spec.grpo.filter_zero_std,
-        filter_overlong=spec.grpo.filter_overlong,
-        optimizer_steps=spec.grpo.optimizer_steps_per_batch,
-        epochs=spec.grpo.epochs_per_batch,
-        max_completion_tokens=spec.rollout.max_completion_tokens,
-        num_ranks=spec.learner.num_ranks,
-        micro_batch_tokens=spec.learner.micro_batch_tokens,
-        packing=spec.learner.packing,
+    grpo = spec.grpo
+    return replace(
+        token_mean_settings(spec, optimizer_steps=grpo.optimizer_steps_per_batch, epochs=grpo.epochs_per_batch),
+        loss_type=grpo.loss_type,
+        scale_rewards=grpo.scale_rewards,
+        filter_zero_std=grpo.filter_zero_std,
+        filter_overlong=grpo.filter_overlong,
     )
-
-
-def _means(steps: list[Mapping[str, float]]) -> dict[str, float]:
-    names = dict.fromkeys(name for step in steps for name in step)
-    return {name: sum(known := [s[name] for s in steps if name in s]) / len(known) for name in names}
