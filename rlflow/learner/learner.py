@@ -3,6 +3,8 @@
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -21,6 +23,7 @@ from rlflow.learner.process_group import RankInfo, join_process_group, leave_pro
 from rlflow.learner.reference import AdapterReference, SwappedReference
 from rlflow.learner.residency import State, StateMover
 from rlflow.learner.sequences import MicroBatchTensors, TrainSequence, build_micro_batch
+from rlflow.learner.teacher_model import TeacherModel
 from rlflow.learner.value_model import ValueModel
 from rlflow.spec.learner import LearnerSpec
 from rlflow.spec.model import ModelSpec
@@ -30,9 +33,9 @@ Objective = Callable[[Any], tuple[Tensor, Means]]
 objective's `level` is `sequence`.
 """
 Scores = dict[int, Tensor]
-"""Sequence -> one value for each of its trained tokens, float32 [n]."""
-Role = Literal["policy", "value"]
-"""A causal language model, or one with a scalar head: a critic or a reward model."""
+"""Sequence -> one value for each of its trained tokens, float32 [n] (what a teacher says of them: [n, K])."""
+Role = Literal["policy", "value", "teacher"]
+"""A causal language model; one with a scalar head, a critic or a reward model; or a frozen one, without optimiser."""
 _LAYOUT_FILE = "layout.json"
 """Beside DeepSpeed's files: what they are partitioned by."""
 
@@ -51,6 +54,8 @@ class Learner:
         seed: int = 0,
         role: Role = "policy",
         keep_reference: bool = False,
+        num_candidates: int = 0,
+        num_tokens: int = 0,
         bucket_bytes: int | None = None,
     ) -> None:
         stage = spec.zero_stage
@@ -62,20 +67,19 @@ class Learner:
         self.device = join_process_group(info, spec.timeout_s)
         torch.manual_seed(seed)
         config = deepspeed_config(spec, dtype=model.dtype, on_gpu=self.device.type == "cuda")
-        self._model = _build_model(role, model_path, model, spec, config)
-        self._engine = _initialize(self._model, config, spec)
-        if spec.zero_stage == 0:
+        self.is_trained = role != "teacher"
+        build = {"policy": PolicyModel, "value": ValueModel}.get(role) or partial(
+            TeacherModel, num_candidates=num_candidates, num_tokens=num_tokens
+        )
+        self._model = _build_model(role, build, model_path, model, spec, config)
+        self._engine = (_initialize if self.is_trained else _initialize_frozen)(self._model, config, spec, self.device)
+        if spec.zero_stage == 0 and self.is_trained:
             self._clipper = _GradientClipper(self._model, self._engine.optimizer, spec.max_grad_norm)
         self._reference = None
         if keep_reference:
             self._reference = AdapterReference(self._model.model) if model.lora else SwappedReference(self._model)
         self.exporter = WeightExporter(self._model.model, BUCKET_BYTES if bucket_bytes is None else bucket_bytes)
         self._mover = StateMover(self._engine, self._model)
-
-    @property
-    def is_trained(self) -> bool:
-        """Whether it has an optimiser."""
-        return True
 
     # ---- residency
 
@@ -97,6 +101,18 @@ class Learner:
                 batch = self._build(micro_batch, sequences, step)
                 scores.update(batch.split(self._model.per_token(self._engine(batch, self._temperature))))
         return scores
+
+    def likeliest_tokens(self, step: StepPlan, sequences: Mapping[int, TrainSequence]) -> tuple[Scores, Scores]:
+        """A teacher's K likeliest tokens in the place of each trained token, int64 [n, K], and their log-probabilities."""
+        tokens: Scores = {}
+        logprobs: Scores = {}
+        with self._without_gradient():
+            for micro_batch in step.ranks[self._info.rank]:
+                batch = self._build(micro_batch, sequences, step)
+                output = self._engine(batch, self._temperature)
+                tokens.update(batch.split(output.tokens_NK))
+                logprobs.update(batch.split(output.logprobs_NK))
+        return tokens, logprobs
 
     def score_all(self, steps: Iterable[StepPlan], sequences: Mapping[int, TrainSequence], *, reference: bool = False) -> Scores:
         """`score` of several steps; a step that comes again, in a later epoch, once."""
@@ -169,10 +185,10 @@ class Learner:
     def _losses(
         self, batch: MicroBatchTensors, objective: Objective, known: Mapping[str, Scores], temperature: float | None = None
     ) -> tuple[Tensor, Means]:
+        flat = {name: batch.flatten(values) for name, values in known.items()}
+        batch = replace(batch, candidates_NK=flat.pop("candidates", None))
         output = self._engine(batch, self._temperature if temperature is None else temperature)
-        losses, means = objective(
-            self._model.inputs(output, batch, {name: batch.flatten(values) for name, values in known.items()})
-        )
+        losses, means = objective(self._model.inputs(output, batch, flat))
         weights = batch.sequence_weights_S if getattr(objective, "level", "token") == "sequence" else batch.weights_N
         return (losses * weights).sum(), means
 
@@ -236,7 +252,8 @@ class Learner:
     def release(self) -> None:
         """Free the engine."""
         self.exporter.release()
-        self._engine.destroy()
+        if self.is_trained or self._zero_stage == 3:
+            self._engine.destroy()
 
     def close(self) -> None:
         """Free the engine and leave the process group."""
@@ -248,8 +265,10 @@ def _describe(layout: dict[str, int]) -> str:
     return f"{layout['num_ranks']} learner ranks at ZeRO stage {layout['zero_stage']}"
 
 
-def _build_model(role: Role, model_path: str, model: ModelSpec, spec: LearnerSpec, config: dict[str, Any]) -> Any:
-    load, wrap = (load_causal_lm, PolicyModel) if role == "policy" else (load_value_model, ValueModel)
+def _build_model(
+    role: Role, wrap: Callable[[Any], nn.Module], model_path: str, model: ModelSpec, spec: LearnerSpec, config: dict[str, Any]
+) -> Any:
+    load = load_value_model if role == "value" else load_causal_lm
     if spec.zero_stage != 3:
         return wrap(load(model_path, model, spec))
     from transformers.integrations.deepspeed import HfDeepSpeedConfig
@@ -260,7 +279,19 @@ def _build_model(role: Role, model_path: str, model: ModelSpec, spec: LearnerSpe
     return wrap(loaded)
 
 
-def _initialize(model: nn.Module, config: dict[str, Any], spec: LearnerSpec) -> Any:
+def _initialize_frozen(model: nn.Module, config: dict[str, Any], spec: LearnerSpec, device: torch.device) -> Any:
+    """Without optimiser there is an engine only to gather partitioned parameters."""
+    if spec.zero_stage != 3:
+        return model.to(device)
+    import deepspeed
+
+    _gather_whole_layers(model)
+    unneeded = ("optimizer", "gradient_clipping", "managed_gradient_accumulation", "zero_allow_untested_optimizer", "data_types")
+    engine, *_ = deepspeed.initialize(model=model, config={k: v for k, v in config.items() if k not in unneeded})
+    return engine
+
+
+def _initialize(model: nn.Module, config: dict[str, Any], spec: LearnerSpec, device: torch.device) -> Any:
     import deepspeed
 
     if spec.zero_stage == 3:

@@ -5,6 +5,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from rlflow.algorithms.distillation import DistillationInputs
+from rlflow.algorithms.fused_candidates import fused_candidate_logprobs
 from rlflow.algorithms.fused_logprobs import TokenScores, fused_logprobs
 from rlflow.algorithms.losses import LossInputs
 from rlflow.errors import LearnerError
@@ -21,8 +23,12 @@ class LogprobHead(nn.Module):
         assert lm_head.bias is None, "an output head with bias is not supported"
         self.weight = lm_head.weight
 
-    def forward(self, hidden_NH: Tensor, targets_N: Tensor, temperature: float) -> TokenScores:
-        """Score N targets from their hidden states."""
+    def forward(
+        self, hidden_NH: Tensor, targets_N: Tensor, temperature: float, candidates_NK: Tensor | None = None
+    ) -> TokenScores | Tensor:
+        """Score N targets from their hidden states; or log-probabilities [N, K] of the candidates, if there are any."""
+        if candidates_NK is not None:
+            return fused_candidate_logprobs(hidden_NH, self.weight, candidates_NK, temperature)
         return fused_logprobs(hidden_NH, self.weight, targets_N, temperature)
 
 
@@ -36,21 +42,35 @@ class PolicyModel(nn.Module):
         _refuse_logit_transforms(self.causal_lm[0].config)
         self.causal_lm[0].set_output_embeddings(LogprobHead(self.causal_lm[0].get_output_embeddings()))
 
-    def forward(self, batch: MicroBatchTensors, temperature: float) -> TokenScores:
-        """Score the batch's N trained tokens."""
-        causal_lm = self.causal_lm[0]
-        # use_cache=False and no attention mask: with either, transformers builds masks that ignore packing.
-        hidden_BTH = causal_lm.base_model(
-            input_ids=batch.input_ids_BT,
-            position_ids=batch.position_ids_BT,
-            use_cache=False,
-            rlflow_segments=batch.segments,
-        ).last_hidden_state
-        hidden_NH = hidden_BTH.flatten(0, 1)[batch.source_N]
-        return causal_lm.get_output_embeddings()(hidden_NH, batch.targets_N, temperature)
+    def forward(self, batch: MicroBatchTensors, temperature: float) -> TokenScores | Tensor:
+        """Score the batch's N trained tokens, or its candidates for them."""
+        head = self.causal_lm[0].get_output_embeddings()
+        return head(self.hidden_states(batch), batch.targets_N, temperature, batch.candidates_NK)
 
-    def inputs(self, output: TokenScores, batch: MicroBatchTensors, known: Mapping[str, Tensor]) -> LossInputs:
-        """What a policy's objective depends on."""
+    def hidden_states(self, batch: MicroBatchTensors) -> Tensor:
+        """What the head makes the N predictions of, [N, H]."""
+        # use_cache=False and no attention mask: with either, transformers builds masks that ignore packing.
+        hidden_BTH = (
+            self.causal_lm[0]
+            .base_model(
+                input_ids=batch.input_ids_BT,
+                position_ids=batch.position_ids_BT,
+                use_cache=False,
+                rlflow_segments=batch.segments,
+            )
+            .last_hidden_state
+        )
+        return hidden_BTH.flatten(0, 1)[batch.source_N]
+
+    def inputs(self, output: Any, batch: MicroBatchTensors, known: Mapping[str, Tensor]) -> LossInputs | DistillationInputs:
+        """What a policy's or a student's objective depends on."""
+        if batch.candidates_NK is not None:
+            return DistillationInputs(
+                logprobs_NK=output,
+                teacher_logprobs_NK=known["teacher_logprobs"],
+                counts=batch.counts,
+                weights_N=batch.weights_N,
+            )
         return LossInputs(
             logprobs_N=output.logprobs_N,
             mean_logprobs_N=output.mean_logprobs_N,
