@@ -45,7 +45,7 @@ class RoleSetup:
     """A learner beside the policy."""
 
     name: str
-    """critic."""
+    """critic or teacher."""
     options: dict[str, Any]
     """Of `Learner`: its role, and what belongs to it."""
     model_path: str
@@ -146,6 +146,25 @@ class LearnerActor:
         needed = sorted({batch.samples[i].group for i in mine})
         fetched = dict(zip(needed, ray.get([groups[g] for g in needed]), strict=True))
         return {i: policy_sequence(fetched[batch.samples[i].group], batch.samples[i]) for i in mine}
+
+    # ---- distillation
+
+    def distill_samples(
+        self, batch: PolicyBatch, groups: Sequence[ObjectRef], objective: Any, learning_rate: float
+    ) -> dict[str, float]:
+        """One optimiser step on sampled completions (collective)."""
+        from rlflow.learner.distillation import distill
+
+        (step,) = batch.plan.steps
+        return distill(self._roles, step, self._policy_sequences(batch, groups), objective, learning_rate)
+
+    def distill_conversations(
+        self, step: StepPlan, rows: Sequence[int], objective: Any, learning_rate: float
+    ) -> dict[str, float]:
+        """One optimiser step on rows of the training file; sequence i of the plan is row `rows[i]` (collective)."""
+        from rlflow.learner.distillation import distill
+
+        return distill(self._roles, step, self._conversations(step, rows, file=0), objective, learning_rate)
 
     # ---- supervised training
 

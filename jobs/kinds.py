@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from rlflow.cluster.devices import DevicePlan
 from rlflow.jobs.context import JobContext
+from rlflow.jobs.gkd import run_gkd_job
 from rlflow.jobs.grpo import run_grpo_job
 from rlflow.jobs.ppo import run_ppo_job
 from rlflow.jobs.sampling import sampling_devices
@@ -23,5 +24,6 @@ class Kind:
 KINDS = {
     "sft": Kind(run_sft_job, sft_devices),
     "grpo": Kind(run_grpo_job, sampling_devices),
+    "gkd": Kind(run_gkd_job, sampling_devices),
     "ppo": Kind(run_ppo_job, sampling_devices),
 }

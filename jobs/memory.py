@@ -40,20 +40,23 @@ class MemoryEstimate:
 
 
 def estimate_memory(job: Job, facts: ModelFacts, *, on_gpu: bool, device_gib: float) -> MemoryEstimate:
-    """Estimate for one device. What is still `auto` counts as the most frugal choice."""
+    """Estimate for one device. What is still `auto` counts as the most frugal choice; a critic or a teacher as a second learner,
+    as large as the first.
+    """
     states, host = _learner_states(job, facts)
     peak = states + _activations(job, facts) + _gathered(job, facts) + _logits(job, facts)
     rollout = _rollout(job, facts, device_gib=device_gib, on_gpu=on_gpu) if isinstance(job, RolloutJob) else 0.0
     if not on_gpu:
-        learner_peak = (peak + _LEARNER_CPU_GIB) * job.learner.num_ranks
+        learner_peak = (peak * job.num_learners + _LEARNER_CPU_GIB) * job.learner.num_ranks
         return MemoryEstimate(states, learner_peak, rollout, learner_peak + rollout, 0.0)
     learner_peak = peak + _CONTEXT_GIB
     if not isinstance(job, RolloutJob):
         return MemoryEstimate(states, learner_peak, 0.0, learner_peak, 0.0)
     if job.residency == "together":
+        learner_peak += peak * (job.num_learners - 1)
         return MemoryEstimate(states, learner_peak, rollout, learner_peak + rollout, 0.0)
     turns = max(learner_peak + _ASLEEP_GIB, rollout + _CONTEXT_GIB)
-    return MemoryEstimate(states, learner_peak, rollout, turns, host)
+    return MemoryEstimate(states, learner_peak, rollout, turns, host * job.num_learners)
 
 
 def _size(job: Job) -> int:

@@ -10,8 +10,9 @@ from rlflow.actors.reward import PromptRow
 from rlflow.data.rows import Rows
 from rlflow.data.tokenized import PromptSet, tokenize_conversations, tokenize_prompts
 from rlflow.errors import DataError, SpecError
+from rlflow.loops.conversations import ConversationLengths
 from rlflow.observe.run_dir import RunDirectory
-from rlflow.spec.jobs import Job, RolloutJob, SftJob
+from rlflow.spec.jobs import Job, RolloutJob
 from rlflow.spec.model import ModelSpec, RandomModelSpec
 
 
@@ -131,6 +132,11 @@ def prepare_prompts(rows: Rows, tokenizer: Any, job: RolloutJob, run: RunDirecto
     return PromptRows(tokenize_prompts(rows, tokenizer, job.data, cache_dir(run)))
 
 
-def prepare_conversations(rows: Rows, tokenizer: Any, job: SftJob, run: RunDirectory) -> Any:
+def prepare_conversations(rows: Rows, tokenizer: Any, job: Job, run: RunDirectory) -> Any:
     """Tokenise conversations, or map what an earlier start of the run has tokenised."""
     return tokenize_conversations(rows, tokenizer, job.data, cache_dir(run))
+
+
+def conversation_lengths(conversations: Any) -> ConversationLengths:
+    """What a loop knows of them."""
+    return ConversationLengths(conversations.lengths, conversations.loss_weight_sums)

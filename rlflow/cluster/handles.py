@@ -6,6 +6,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from rlflow.algorithms.batch_plan import StepPlan
+from rlflow.algorithms.distillation import GeneralizedJsd
 from rlflow.algorithms.losses import PolicyLoss, SmoothedCrossEntropy
 from rlflow.algorithms.policy_batch import PolicyBatch, ScoredGroup
 from rlflow.rollout.completions import GroupRequest, GroupSummary
@@ -119,6 +120,22 @@ class PpoLearner(Protocol):
         critic_rates: Sequence[float],
     ) -> list[Mapping[str, float]]:
         """Metrics of each optimiser step; without `policy_rates` only the critic is trained."""
+        ...
+
+
+class DistillationLearner(Protocol):
+    """Trains a policy towards a teacher."""
+
+    async def distill_samples(
+        self, batch: PolicyBatch, groups: Sequence[Any], objective: GeneralizedJsd, learning_rate: float
+    ) -> dict[str, float]:
+        """Metrics of an optimiser step on sampled completions."""
+        ...
+
+    async def distill_conversations(
+        self, step: StepPlan, rows: Sequence[int], objective: GeneralizedJsd, learning_rate: float
+    ) -> dict[str, float]:
+        """Metrics of an optimiser step on tokenised rows."""
         ...
 
 

@@ -282,6 +282,8 @@ def _build_model(
 def _initialize_frozen(model: nn.Module, config: dict[str, Any], spec: LearnerSpec, device: torch.device) -> Any:
     """Without optimiser there is an engine only to gather partitioned parameters."""
     if spec.zero_stage != 3:
+        for parameter in model.parameters():  # a copy, because memory mapped from a file cannot be given back
+            parameter.data = parameter.data.to(device, copy=True)
         return model.to(device)
     import deepspeed
 

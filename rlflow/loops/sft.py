@@ -1,27 +1,16 @@
 """Supervised fine-tuning: the learner alone."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rlflow.algorithms.batch_plan import StepPlan, plan_step
 from rlflow.algorithms.losses import SmoothedCrossEntropy
 from rlflow.cluster.handles import CheckpointHandle, ConversationLearner
 from rlflow.data.order import RowOrder
+from rlflow.loops.conversations import ConversationLengths, plan_conversations
 from rlflow.loops.schedule import learning_rate
 from rlflow.loops.state import LoopState
 from rlflow.observe.clock import StepClock
 from rlflow.observe.journal import Journal
 from rlflow.spec.jobs import SftJob
-
-
-@dataclass(frozen=True, slots=True)
-class ConversationLengths:
-    """What the controller knows of tokenised conversations."""
-
-    tokens: Sequence[int]
-    """Length of each."""
-    loss_weights: Sequence[float]
-    """Sum of each one's loss weights."""
 
 
 @dataclass(slots=True)
@@ -46,7 +35,7 @@ class SftLoop:
         while self.state.step < self.total_steps:
             step, clock = self.state.step + 1, self.journal.clock()
             rows = self.order.rows(self.state.cursor, self.spec.batch_size)
-            plan = self._plan(self.train, rows)
+            plan = plan_conversations(self.train, rows, self.spec.learner)
             with clock.phase("learn"):
                 rate = learning_rate(self.spec.learner, self.state.step, self.total_steps)
                 loss = SmoothedCrossEntropy(self.spec.label_smoothing)
@@ -83,18 +72,5 @@ class SftLoop:
         rows = list(range(len(self.held_out.tokens)))[: self.spec.evaluate.max_rows]
         if not rows:
             return {}
-        metrics = await self.learner.evaluate_conversations(self._plan(self.held_out, rows), rows)
+        metrics = await self.learner.evaluate_conversations(plan_conversations(self.held_out, rows, self.spec.learner), rows)
         return {f"eval_{name}": metrics[name] for name in ("loss", "token_accuracy", "accuracy")}
-
-    def _plan(self, lengths: ConversationLengths, rows: Sequence[int]) -> StepPlan:
-        """Every token's loss is weighted by its own weight over the sum of the step's: a token mean over all ranks."""
-        total = sum(lengths.loss_weights[row] for row in rows)
-        weight = 1.0 / total if total else 0.0
-        return plan_step(
-            range(len(rows)),
-            [lengths.tokens[row] for row in rows],
-            dict.fromkeys(range(len(rows)), weight),
-            num_ranks=self.spec.learner.num_ranks,
-            micro_batch_tokens=self.spec.learner.micro_batch_tokens,
-            packing=self.spec.learner.packing,
-        )

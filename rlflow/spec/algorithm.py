@@ -1,8 +1,8 @@
 """Settings of the training objectives."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rlflow.spec.base import Spec
 from rlflow.spec.learner import OptimizerSpec, ScheduleSpec
@@ -95,3 +95,25 @@ class CriticSpec(OtherModelSpec):
     """AdamW settings of the critic (learning rate: verl default)."""
     schedule: ScheduleSpec = ScheduleSpec()
     """Learning-rate schedule of the critic, over its own optimiser steps."""
+
+
+class GkdSpec(Spec):
+    """Generalised knowledge distillation (Agarwal et al. 2024); defaults are those of TRL and ms-swift, `top_k` is ours."""
+
+    beta: float = Field(default=0.5, ge=0, le=1)
+    """Of the generalised Jensen-Shannon divergence; 0: forward KL(teacher || student), 1: reverse KL(student || teacher)."""
+    on_policy_fraction: float = Field(default=0.5, ge=0, le=1)
+    """Probability that a step trains on completions of the student (lambda in the paper); else it trains on the rows' answers."""
+    top_k: int | None = Field(default=64, ge=1)
+    """Likeliest tokens of the teacher that are compared, all others being one more; null: the whole vocabulary, of which every
+    trained token then takes 8 bytes."""
+
+
+class TeacherSpec(OtherModelSpec):
+    """The teacher: a language model with the vocabulary of `model`, which is not trained."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if not self.is_given:
+            raise ValueError("set exactly one of path and from_run")
+        return self

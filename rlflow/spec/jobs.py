@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, TypeAdapter, model_validator
 
-from rlflow.spec.algorithm import CriticSpec, GrpoSpec, PpoSpec
+from rlflow.spec.algorithm import CriticSpec, GkdSpec, GrpoSpec, PpoSpec, TeacherSpec
 from rlflow.spec.base import Spec
 from rlflow.spec.data import DataSpec
 from rlflow.spec.learner import LearnerSpec
@@ -44,6 +44,13 @@ class Job(Spec):
     def rows_per_step(self) -> int:
         """Rows of the data set that a step takes."""
         raise NotImplementedError
+
+    @property
+    def num_learners(self) -> int:
+        """Models on a learner's device: the trained one, and a critic or a teacher. More than one take turns on GPUs, if the
+        spec does not say that all stay.
+        """
+        return 1
 
     @property
     def other_models(self) -> dict[str, ModelSpec]:
@@ -168,6 +175,11 @@ class PpoJob(RolloutJob):
         return self
 
     @property
+    def num_learners(self) -> int:
+        """Policy and critic."""
+        return 2
+
+    @property
     def critic_learner(self) -> LearnerSpec:
         """The critic's settings: the policy's, with an optimiser and a schedule of its own."""
         return self.learner.model_copy(update={"optimizer": self.critic.optimizer, "schedule": self.critic.schedule})
@@ -178,9 +190,41 @@ class PpoJob(RolloutJob):
         return {"critic": self.model.other(self.critic, lora=self.model.lora)} if self.critic.is_given else {}
 
 
-AnyJob = Annotated[SftJob | GrpoJob | PpoJob, Field(discriminator="kind")]
-JOB_SPECS: TypeAdapter[SftJob | GrpoJob | PpoJob] = TypeAdapter(AnyJob)
-JOB_KINDS: dict[str, type[Job]] = {"sft": SftJob, "grpo": GrpoJob, "ppo": PpoJob}
+class GkdJob(RolloutJob):
+    """On-policy distillation (GKD, Agarwal et al. 2024): a student learns from a teacher's distributions."""
+
+    kind: Literal["gkd"]
+    """The algorithm."""
+    teacher: TeacherSpec
+    """The teacher."""
+    gkd: GkdSpec = GkdSpec()
+    """The objective."""
+    rewards: tuple[RewardSpec, ...] = ()
+    """Only measured: of the student's completions, and of the held-out rows' in evaluations."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        resolve_names(self.rewards)
+        if not self.rewards and self.data.held_out:
+            raise ValueError(
+                "data.held_out: without rewards there is nothing to evaluate held-out rows by; add rewards, or set 0"
+            )
+        return self
+
+    @property
+    def num_learners(self) -> int:
+        """Student and teacher."""
+        return 2
+
+    @property
+    def other_models(self) -> dict[str, ModelSpec]:
+        """The teacher."""
+        return {"teacher": self.model.other(self.teacher)}
+
+
+AnyJob = Annotated[SftJob | GrpoJob | PpoJob | GkdJob, Field(discriminator="kind")]
+JOB_SPECS: TypeAdapter[SftJob | GrpoJob | PpoJob | GkdJob] = TypeAdapter(AnyJob)
+JOB_KINDS: dict[str, type[Job]] = {"sft": SftJob, "grpo": GrpoJob, "ppo": PpoJob, "gkd": GkdJob}
 """Job classes by `kind`."""
 
 
