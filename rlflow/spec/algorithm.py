@@ -106,7 +106,7 @@ class GkdSpec(Spec):
     """Probability that a step trains on completions of the student (lambda in the paper); else it trains on the rows' answers."""
     top_k: int | None = Field(default=64, ge=1)
     """Likeliest tokens of the teacher that are compared, all others being one more; null: the whole vocabulary, of which every
-    trained token then takes 8 bytes."""
+    trained token then takes 12 bytes an entry."""
 
 
 class TeacherSpec(OtherModelSpec):

@@ -7,7 +7,7 @@ from pydantic import BaseModel
 import rlflow
 from rlflow.spec.algorithm import GrpoSpec
 from rlflow.spec.base import Spec
-from rlflow.spec.jobs import GrpoJob, SftJob, job_schema
+from rlflow.spec.jobs import JOB_KINDS, GrpoJob, SftJob, job_schema
 from rlflow.spec.load import load_job, read_yaml, resolved
 from rlflow.spec.model import ModelSpec, RandomModelSpec
 from rlflow.spec.rollout import RolloutSpec
@@ -156,3 +156,48 @@ def test_model_labels(model, label):
 def test_a_run_name_is_a_plain_folder_name(name):
     with pytest.raises(ValueError, match=r"run\.name"):
         grpo_job(run={"name": name})
+
+
+def rollout_job(kind, **changes):
+    fields = {
+        "kind": kind,
+        "run": {"name": "try"},
+        "model": {"path": "m", "lora": {"rank": 4}},
+        "data": {"sources": ["a.csv"]},
+        "rewards": [{"type": "accuracy"}],
+        "steps": 3,
+    }
+    return JOB_KINDS[kind].model_validate({**fields, **changes})
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "message"),
+    [
+        ("ppo", {"ppo": {"optimizer_steps_per_batch": 3}}, "prompts_per_step: 8 prompts cannot be split evenly"),
+        ("ppo", {"ppo": {"critic_warmup_steps": 3}}, r"ppo\.critic_warmup_steps: the policy would never be trained"),
+        ("ppo", {"critic": {"path": "a", "from_run": "b"}}, "set one of path and from_run"),
+        ("ppo", {"critic": {"from_run": "b", "revision": "c"}}, "revision needs path"),
+        ("ppo", {"rewards": []}, "rewards"),
+        ("gkd", {}, "teacher"),
+        ("gkd", {"teacher": {}}, "set exactly one of path and from_run"),
+        ("gkd", {"teacher": {"path": "t"}, "rewards": [], "data": {"sources": ["a"], "held_out": 2}}, r"data\.held_out: without"),
+        ("gkd", {"teacher": {"path": "t"}, "gkd": {"beta": 1.5}}, r"gkd\.beta"),
+    ],
+)
+def test_what_ppo_and_gkd_refuse(kind, changes, message):
+    with pytest.raises(ValueError, match=message):
+        rollout_job(kind, **changes)
+
+
+def test_a_critic_has_the_policys_settings_and_an_optimizer_of_its_own():
+    job = rollout_job("ppo", critic={"from_run": "reward"}, learner={"num_ranks": 2, "optimizer": {"learning_rate": 1e-6}})
+    assert (job.critic_learner.num_ranks, job.critic_learner.optimizer.learning_rate) == (2, 1e-5)
+    critic = job.other_models["critic"]
+    assert (critic.path, critic.from_run, critic.lora) == (None, "reward", job.model.lora)
+    assert rollout_job("ppo").other_models == {}, "the policy's own model"
+
+
+def test_a_teacher_is_a_whole_model_of_the_students_precision():
+    job = rollout_job("gkd", teacher={"path": "t", "revision": "r"}, model={"from_run": "s", "dtype": "float32"}, rewards=[])
+    teacher = job.other_models["teacher"]
+    assert (teacher.path, teacher.revision, teacher.from_run, teacher.dtype, teacher.lora) == ("t", "r", None, "float32", None)
