@@ -4,6 +4,7 @@ import os
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ from ray import ObjectRef
 from rlflow.algorithms.batch_plan import StepPlan
 from rlflow.algorithms.policy_batch import PolicyBatch
 from rlflow.algorithms.policy_terms import KlEstimator
+from rlflow.spec.algorithm import PpoSpec
 from rlflow.spec.learner import LearnerSpec
 from rlflow.spec.model import ModelSpec
 
@@ -37,6 +39,23 @@ class LearnerSetup:
     """Files of the reference's log-probabilities of these rows; empty: the learner scores them itself."""
     role: Literal["policy", "value"] = "policy"
     """A language model, or one with a scalar head."""
+    others: tuple["RoleSetup", ...] = ()
+    """Learners beside the policy."""
+    takes_turns: bool = False
+    """Whether the learners of a rank take turns on its device."""
+
+
+@dataclass(frozen=True, slots=True)
+class RoleSetup:
+    """A learner beside the policy."""
+
+    name: str
+    """critic or teacher."""
+    options: dict[str, Any]
+    """Of `Learner`: its role, and what belongs to it."""
+    model_path: str
+    model: ModelSpec
+    learner: LearnerSpec
 
 
 class LearnerActor:
@@ -44,6 +63,7 @@ class LearnerActor:
 
     def __init__(self, label: str) -> None:
         self._label = label
+        self._roles: Any = None
         self._learner: Any = None
         self._files: list[Any] = []
 
@@ -65,21 +85,22 @@ class LearnerActor:
 
         from rlflow.learner.learner import Learner
         from rlflow.learner.process_group import RankInfo
+        from rlflow.learner.roles import Roles
 
         logging.disable_progress_bar()
         if setup.num_threads is not None:
             torch.set_num_threads(setup.num_threads)
         self._files = [_open_conversations(path) for path in setup.conversations]
-        self._learner = Learner(
-            setup.model_path,
-            setup.model,
-            setup.learner,
-            RankInfo(rank, world_size, *address),
-            temperature=setup.temperature,
-            seed=setup.seed,
-            role=setup.role,
-            keep_reference=setup.keep_reference,
-        )
+        info = RankInfo(rank, world_size, *address)
+        common: dict[str, Any] = {"temperature": setup.temperature, "seed": setup.seed}
+        self._roles = Roles(takes_turns=setup.takes_turns)
+        own: dict[str, Any] = {"role": setup.role, "keep_reference": setup.keep_reference}
+        policy = partial(Learner, setup.model_path, setup.model, setup.learner, info, **own)
+        self._roles.build("policy", partial(policy, **common))
+        for other in setup.others:
+            build = partial(Learner, other.model_path, other.model, other.learner, info, **common, **other.options)
+            self._roles.build(other.name, build)
+        self._learner = self._roles.hold("policy")
         self._rank, self._tokenizer_path, self._references = rank, setup.tokenizer_path, setup.references
         return self._learner.exporter.buckets
 
@@ -97,17 +118,20 @@ class LearnerActor:
         computed once, before the first.
         """
         sequences = self._policy_sequences(batch, groups)
-        distinct = list({id(step): step for step in batch.plan.steps}.values())  # epochs repeat their steps
-        old = None if on_policy else self._score_all(distinct, sequences, reference=False)
-        reference = self._score_all(distinct, sequences, reference=True) if token_loss.kl_coefficient > 0 else None
+        steps, needs_reference = batch.plan.steps, token_loss.kl_coefficient > 0
+        old = None if on_policy else self._learner.score_all(steps, sequences)
+        reference = self._learner.score_all(steps, sequences, reference=True) if needs_reference else None
         scores = {"old_logprobs": old, "reference_logprobs": reference}
         known = {name: values for name, values in scores.items() if values is not None}
         if token_loss.top_entropy_quantile < 1:
-            masks = [self._learner.entropy_mask(step, sequences, token_loss.top_entropy_quantile) for step in distinct]
+            masks = [
+                self._learner.entropy_mask(step, sequences, token_loss.top_entropy_quantile)
+                for step in {id(step): step for step in steps}.values()
+            ]
             known["entropy_mask"] = {i: mask for step_masks in masks for i, mask in step_masks.items()}
         return [
             self._learner.train_step(step, sequences, token_loss, learning_rate=rate, known=known)
-            for step, rate in zip(batch.plan.steps, learning_rates, strict=True)
+            for step, rate in zip(steps, learning_rates, strict=True)
         ]
 
     def sequence_kl(self, batch: PolicyBatch, groups: Sequence[ObjectRef], estimator: KlEstimator) -> dict[int, float]:
@@ -116,23 +140,32 @@ class LearnerActor:
 
         sequences = self._policy_sequences(batch, groups)
         steps = list(batch.plan.steps)
-        policy = self._score_all(steps, sequences, reference=False)
-        reference = self._score_all(steps, sequences, reference=True)
+        policy = self._learner.score_all(steps, sequences)
+        reference = self._learner.score_all(steps, sequences, reference=True)
         return {i: float(kl_estimate(policy[i], reference[i], estimator).sum()) for i in policy}
 
     def refresh_reference(self) -> None:
         """The policy becomes its own reference."""
         self._learner.refresh_reference()
 
+    def train_ppo(
+        self,
+        batch: PolicyBatch,
+        groups: Sequence[ObjectRef],
+        spec: PpoSpec,
+        policy_rates: Sequence[float],
+        critic_rates: Sequence[float],
+    ) -> list[dict[str, float]]:
+        """The batch's optimiser steps of critic and policy (collective). No `policy_rates`: of the critic alone."""
+        from rlflow.learner.ppo import train_ppo
+
+        sequences = self._policy_sequences(batch, groups)
+        rewards = {i: batch.samples[i].advantage for i in sequences}
+        return train_ppo(self._roles, batch.plan.steps, sequences, rewards, spec, policy_rates, critic_rates)
+
     def sampler_mismatch(self, batch: PolicyBatch, groups: Sequence[ObjectRef], token_loss: Any) -> dict[str, float]:
         """Metrics of the batch without training, the log-probability difference to the sampler among them (collective)."""
         return self._learner.evaluate(batch.plan.steps[0], self._policy_sequences(batch, groups), token_loss)
-
-    def _score_all(self, steps: list[StepPlan], sequences: Any, *, reference: bool) -> dict[int, Any]:
-        scores: dict[int, Any] = {}
-        for step in steps:
-            scores.update(self._learner.score(step, sequences, reference=reference))
-        return scores
 
     def _policy_sequences(self, batch: PolicyBatch, groups: Sequence[ObjectRef]) -> dict[int, Any]:
         from rlflow.actors.policy_sequences import policy_sequence
@@ -141,6 +174,25 @@ class LearnerActor:
         needed = sorted({batch.samples[i].group for i in mine})
         fetched = dict(zip(needed, ray.get([groups[g] for g in needed]), strict=True))
         return {i: policy_sequence(fetched[batch.samples[i].group], batch.samples[i]) for i in mine}
+
+    # ---- distillation
+
+    def distill_samples(
+        self, batch: PolicyBatch, groups: Sequence[ObjectRef], objective: Any, learning_rate: float
+    ) -> dict[str, float]:
+        """One optimiser step on sampled completions (collective)."""
+        from rlflow.learner.distillation import distill
+
+        (step,) = batch.plan.steps
+        return distill(self._roles, step, self._policy_sequences(batch, groups), objective, learning_rate)
+
+    def distill_conversations(
+        self, step: StepPlan, rows: Sequence[int], objective: Any, learning_rate: float
+    ) -> dict[str, float]:
+        """One optimiser step on rows of the training file; sequence i of the plan is row `rows[i]` (collective)."""
+        from rlflow.learner.distillation import distill
+
+        return distill(self._roles, step, self._conversations(step, rows, file=0), objective, learning_rate)
 
     # ---- supervised training
 
@@ -233,16 +285,16 @@ class LearnerActor:
         """Write the training state and the model directory (collective)."""
         from transformers import AutoTokenizer
 
-        self._learner.save(Path(state), client_state)
+        self._roles.save(Path(state), client_state)
         self._learner.save_model(Path(model), AutoTokenizer.from_pretrained(self._tokenizer_path))
 
     def load(self, state: str) -> dict[str, Any]:
         """Restore the training state (collective)."""
-        return self._learner.load(Path(state))
+        return self._roles.load(Path(state))
 
     def close(self) -> None:
-        """Free the engine."""
-        self._learner.close()
+        """Free the engines."""
+        self._roles.close()
 
 
 def _open_conversations(path: str) -> Any:

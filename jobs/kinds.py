@@ -6,8 +6,11 @@ from typing import Any, Literal
 
 from rlflow.cluster.devices import DevicePlan
 from rlflow.jobs.context import JobContext
-from rlflow.jobs.grpo import grpo_devices, run_grpo_job
+from rlflow.jobs.gkd import run_gkd_job
+from rlflow.jobs.grpo import run_grpo_job
+from rlflow.jobs.ppo import run_ppo_job
 from rlflow.jobs.preference import run_preference_job
+from rlflow.jobs.sampling import sampling_devices
 from rlflow.jobs.sft import run_sft_job, sft_devices
 
 
@@ -21,7 +24,9 @@ class Kind:
 
 KINDS = {
     "sft": Kind(run_sft_job, sft_devices),
-    "grpo": Kind(run_grpo_job, grpo_devices),
+    "grpo": Kind(run_grpo_job, sampling_devices),
+    "gkd": Kind(run_gkd_job, sampling_devices),
+    "ppo": Kind(run_ppo_job, sampling_devices),
     "dpo": Kind(run_preference_job, sft_devices),
     "kto": Kind(run_preference_job, sft_devices),
     "rm": Kind(run_preference_job, sft_devices),

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from rlflow.jobs.model_facts import ModelFacts
-from rlflow.spec.jobs import GrpoJob, Job, RolloutJob
+from rlflow.spec.jobs import Job, RolloutJob
 
 GIB = 2**30
 _CONTEXT_GIB = 0.8
@@ -40,20 +40,23 @@ class MemoryEstimate:
 
 
 def estimate_memory(job: Job, facts: ModelFacts, *, on_gpu: bool, device_gib: float) -> MemoryEstimate:
-    """Estimate for one device. What is still `auto` counts as the most frugal choice."""
+    """Estimate for one device. What is still `auto` counts as the most frugal choice; a critic or a teacher as a second learner,
+    as large as the first.
+    """
     states, host = _learner_states(job, facts)
     peak = states + _activations(job, facts) + _gathered(job, facts) + _logits(job, facts)
     rollout = _rollout(job, facts, device_gib=device_gib, on_gpu=on_gpu) if isinstance(job, RolloutJob) else 0.0
     if not on_gpu:
-        learner_peak = (peak + _LEARNER_CPU_GIB) * job.learner.num_ranks
+        learner_peak = (peak * job.num_learners + _LEARNER_CPU_GIB) * job.learner.num_ranks
         return MemoryEstimate(states, learner_peak, rollout, learner_peak + rollout, 0.0)
     learner_peak = peak + _CONTEXT_GIB
     if not isinstance(job, RolloutJob):
         return MemoryEstimate(states, learner_peak, 0.0, learner_peak, 0.0)
     if job.residency == "together":
+        learner_peak += peak * (job.num_learners - 1)
         return MemoryEstimate(states, learner_peak, rollout, learner_peak + rollout, 0.0)
     turns = max(learner_peak + _ASLEEP_GIB, rollout + _CONTEXT_GIB)
-    return MemoryEstimate(states, learner_peak, rollout, turns, host)
+    return MemoryEstimate(states, learner_peak, rollout, turns, host * job.num_learners)
 
 
 def _size(job: Job) -> int:
@@ -104,7 +107,7 @@ def _logits(job: Job, facts: ModelFacts) -> float:
     return (logits + facts.vocab_size * facts.hidden_size * (4 + _size(job))) / GIB
 
 
-def engine_gib(job: GrpoJob, facts: ModelFacts) -> float:
+def engine_gib(job: RolloutJob, facts: ModelFacts) -> float:
     """What an engine needs on each of its GPUs: weights, a KV cache for the sequences it decodes at once, and vLLM's own."""
     sequences = min(job.rollout.max_num_seqs, job.prompts_per_step * job.rollout.num_generations)
     tokens = sequences * (job.data.max_prompt_tokens + job.rollout.max_completion_tokens)
@@ -112,7 +115,7 @@ def engine_gib(job: GrpoJob, facts: ModelFacts) -> float:
     return (facts.num_parameters * _size(job) + cache) / job.rollout.tensor_parallel_size / GIB + _ENGINE_GPU_GIB
 
 
-def _rollout(job: GrpoJob, facts: ModelFacts, *, device_gib: float, on_gpu: bool) -> float:
+def _rollout(job: RolloutJob, facts: ModelFacts, *, device_gib: float, on_gpu: bool) -> float:
     if on_gpu:
         share = job.rollout.gpu_memory_utilization
         return engine_gib(job, facts) if share == "auto" else share * device_gib

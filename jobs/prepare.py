@@ -10,8 +10,9 @@ from rlflow.actors.reward import PromptRow
 from rlflow.data.rows import Rows
 from rlflow.data.tokenized import PromptSet, tokenize_conversations, tokenize_prompts
 from rlflow.errors import DataError, SpecError
+from rlflow.loops.conversations import ConversationLengths
 from rlflow.observe.run_dir import RunDirectory
-from rlflow.spec.jobs import GrpoJob, Job, KtoJob, PreferenceJob, SftJob
+from rlflow.spec.jobs import Job, KtoJob, PreferenceJob, RolloutJob
 from rlflow.spec.model import ModelSpec, RandomModelSpec
 
 
@@ -37,8 +38,8 @@ def prepare_model(job: Job, run: RunDirectory) -> PreparedModel:
     return PreparedModel(path, str(tokenizer_path), tokenizer)
 
 
-def model_path(model: ModelSpec, runs: Path) -> str:
-    """Path or hub id of a model that exists already."""
+def model_path(model: ModelSpec, runs: Path, field: str = "model") -> str:
+    """Path or hub id of a model that exists already. Raises `SpecError` naming the field."""
     if model.from_run is None:
         assert model.path is not None
         return str(Path(model.path).absolute()) if Path(model.path).is_dir() else model.path
@@ -48,7 +49,24 @@ def model_path(model: ModelSpec, runs: Path) -> str:
         return str(linked.resolve())
     if latest is not None:
         return str(latest[1] / "model")
-    raise SpecError(f"model.from_run: {model.from_run} has no model in {runs}; run that job first")
+    raise SpecError(f"{field}.from_run: {model.from_run} has no model in {runs}; run that job first")
+
+
+def check_vocabulary(path: str, tokenizer: Any, field: str) -> None:
+    """Raises `SpecError` if the model at `path` has another vocabulary than the trained model's tokenizer."""
+    from transformers import AutoTokenizer
+
+    try:
+        other = AutoTokenizer.from_pretrained(path).get_vocab()
+    except (OSError, ValueError) as error:
+        raise SpecError(f"{field}: {path} has no tokenizer to compare with model's: {' '.join(str(error).split())}") from None
+    ours = tokenizer.get_vocab()
+    if other != ours:
+        different = sum(ours.get(token) != number for token, number in other.items())
+        raise SpecError(
+            f"{field}: {path} has another vocabulary than model ({len(other)} tokens, {different} of which differ; "
+            f"model has {len(ours)}); use models of one family"
+        )
 
 
 def _create_random(spec: RandomModelSpec, job: Job, run: RunDirectory) -> str:
@@ -119,11 +137,16 @@ class PromptRows:
         return PromptRow([dict(message) for message in prompt.messages], prompt.text, prompt.columns)
 
 
-def prepare_prompts(rows: Rows, tokenizer: Any, job: GrpoJob, run: RunDirectory) -> PromptRows:
+def prepare_prompts(rows: Rows, tokenizer: Any, job: RolloutJob, run: RunDirectory) -> PromptRows:
     """Tokenise prompts, or map what an earlier start of the run has tokenised."""
     return PromptRows(tokenize_prompts(rows, tokenizer, job.data, cache_dir(run)))
 
 
-def prepare_conversations(rows: Rows, tokenizer: Any, job: SftJob, run: RunDirectory) -> Any:
+def prepare_conversations(rows: Rows, tokenizer: Any, job: Job, run: RunDirectory) -> Any:
     """Tokenise conversations, or map what an earlier start of the run has tokenised."""
     return tokenize_conversations(rows, tokenizer, job.data, cache_dir(run))
+
+
+def conversation_lengths(conversations: Any) -> ConversationLengths:
+    """What a loop knows of them."""
+    return ConversationLengths(conversations.lengths, conversations.loss_weight_sums)

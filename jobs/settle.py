@@ -39,7 +39,9 @@ def _residencies(job: Job, *, on_gpu: bool) -> tuple[str, ...]:
         return ("",)
     if not on_gpu:
         return ("together",)
-    return _RESIDENCIES if job.residency == "auto" else (job.residency,)
+    if job.residency != "auto":
+        return (job.residency,)
+    return _RESIDENCIES if job.num_learners == 1 else ("turns",)
 
 
 def _checkpointing(job: Job) -> tuple[str, ...]:

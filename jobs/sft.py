@@ -1,6 +1,6 @@
 """Assembles and runs an SFT job."""
 
-from typing import Any, Literal
+from typing import Literal
 
 from rlflow.actors.learner import LearnerSetup
 from rlflow.cluster.checkpoints import Checkpoints
@@ -11,9 +11,9 @@ from rlflow.cluster.placement import Placement
 from rlflow.data.order import RowOrder
 from rlflow.jobs.context import JobContext
 from rlflow.jobs.length import total_steps
-from rlflow.jobs.prepare import load_rows, prepare_conversations, prepare_model
+from rlflow.jobs.prepare import conversation_lengths, load_rows, prepare_conversations, prepare_model
 from rlflow.jobs.recovery import with_learner_restarts
-from rlflow.loops.sft import ConversationLengths, SftLoop
+from rlflow.loops.sft import SftLoop
 from rlflow.loops.state import LoopState
 from rlflow.spec.jobs import Job, SftJob
 
@@ -47,8 +47,8 @@ async def run_sft_job(job: SftJob, context: JobContext) -> None:
             spec=job,
             total_steps=total_steps(job, len(train)),
             learner=learner,
-            train=_lengths(train),
-            held_out=_lengths(held_out),
+            train=conversation_lengths(train),
+            held_out=conversation_lengths(held_out),
             order=RowOrder(len(train), job.data.seed, job.data.shuffle),
             checkpoints=checkpoints,
             journal=context.journal,
@@ -67,7 +67,3 @@ def sft_devices(job: Job, device: Literal["gpu", "cpu"]) -> DevicePlan:
     return plan_devices(
         device=device, learner_ranks=job.learner.num_ranks, rollout_workers=0, tensor_parallel_size=1, reward_workers=0
     )
-
-
-def _lengths(conversations: Any) -> ConversationLengths:
-    return ConversationLengths(conversations.lengths, conversations.loss_weight_sums)

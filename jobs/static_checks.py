@@ -23,11 +23,12 @@ def static_problems(job: Job, earlier_runs: Sequence[str] = ()) -> list[str]:
             check(job)
         except UserError as error:
             problems += str(error).splitlines()
-    if job.model.from_run is not None and job.model.from_run not in earlier_runs:
-        try:
-            model_path(job.model, Path(job.run.dir))
-        except UserError as error:
-            problems.append(str(error))
+    for field, model in {"model": job.model, **job.other_models}.items():
+        if model.from_run is not None and model.from_run not in earlier_runs:
+            try:
+                model_path(model, Path(job.run.dir), field)
+            except UserError as error:
+                problems.append(str(error))
     return problems
 
 

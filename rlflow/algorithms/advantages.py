@@ -1,4 +1,4 @@
-"""Advantages, from scalar rewards of groups of completions.
+"""Advantages and terminal rewards, from scalar rewards of groups of completions.
 
 Everywhere, `rewards_GK` holds one row a group, and `None` marks a sample without reward: it is left out of all statistics and has
 no advantage.
@@ -96,6 +96,11 @@ def _map(values: Sequence[float | None], function: Callable[[float], float]) -> 
 
 def _known(values: Values) -> list[float]:
     return [value for group in values for value in group if value is not None]
+
+
+def terminal_reward(reward: float, *, has_ended: bool, missing_eos_penalty: float | None) -> float:
+    """The completion's reward, less the penalty if it holds no end-of-sequence token (TRL's `missing_eos_penalty`)."""
+    return reward if has_ended or missing_eos_penalty is None else reward - missing_eos_penalty
 
 
 def _std(values: Sequence[float]) -> float:

@@ -46,9 +46,9 @@ class _FusedLogprobs(torch.autograd.Function):
         means_N, entropies_N, normalizers_N = (torch.empty_like(logprobs_N) for _ in range(3))
         correct_N = torch.empty_like(logprobs_N, dtype=torch.bool)
         statistics = _row_operations(hidden_NH).row_statistics
-        for rows in _chunks(hidden_NH, weight_VH):
+        for rows in token_chunks(hidden_NH, weight_VH):
             statistics(
-                _logits(hidden_NH[rows], weight_VH),
+                chunk_logits(hidden_NH[rows], weight_VH),
                 targets_N[rows],
                 temperature,
                 logprobs_N=logprobs_N[rows],
@@ -75,13 +75,13 @@ class _FusedLogprobs(torch.autograd.Function):
         to_gradient = _row_operations(hidden_NH).logits_to_gradient
         grad_hidden = torch.empty_like(hidden_NH)
         grad_weight = weight_VH.new_zeros(weight_VH.shape, dtype=torch.float32) if ctx.needs_input_grad[1] else None
-        for rows in _chunks(hidden_NH, weight_VH):
-            logits = _logits(hidden_NH[rows], weight_VH)
+        for rows in token_chunks(hidden_NH, weight_VH):
+            logits = chunk_logits(hidden_NH[rows], weight_VH)
             entropy = None if entropy_grads_N is None else (entropies_N[rows], entropy_grads_N[rows])
             to_gradient(logits, targets_N[rows], normalizers_N[rows], grads_N[rows], mean_grads_N[rows], ctx.temperature, entropy)
             torch.mm(logits, weight_VH, out=grad_hidden[rows])
             if grad_weight is not None:
-                _add_product(grad_weight, logits.T, hidden_NH[rows])
+                add_product(grad_weight, logits.T, hidden_NH[rows])
             del logits
         return grad_hidden, None if grad_weight is None else grad_weight.to(weight_VH.dtype), None, None
 
@@ -140,11 +140,12 @@ class _PlainRowOperations:
         logits_NV.copy_(gradient.div_(temperature))
 
 
-def _logits(hidden_NH: Tensor, weight_VH: Tensor) -> Tensor:
+def chunk_logits(hidden_NH: Tensor, weight_VH: Tensor) -> Tensor:
+    """Logits [n, V] of a chunk of positions."""
     return hidden_NH @ weight_VH.T
 
 
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
     """total += left right, with the float32 total as the matrix product's accumulator where there is one for 16-bit factors."""
     if total.is_cuda and total.dtype != left.dtype:
         torch.ops.aten.addmm.dtype_out(total, left, right, torch.float32, out=total)
@@ -152,7 +153,8 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
         total += left @ right
 
 
-def _chunks(hidden_NH: Tensor, weight_VH: Tensor) -> list[slice]:
+def token_chunks(hidden_NH: Tensor, weight_VH: Tensor) -> list[slice]:
+    """Chunks of the positions, each with at most `CHUNK_BYTES` of logits."""
     count = hidden_NH.shape[0]
     size = max(1, CHUNK_BYTES // (weight_VH.shape[0] * hidden_NH.element_size()))
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]

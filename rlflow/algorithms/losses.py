@@ -181,6 +181,28 @@ class PolicyLoss:
         return (too_high_N & (advantages_N > 0)) | (too_low_N & (advantages_N < 0))
 
 
+@dataclass(frozen=True, slots=True)
+class ValueLoss:
+    """The clipped value loss of PPO.
+
+    L = 1/2 max((V - R)^2, (clip(V, V_old - clip_range, V_old + clip_range) - R)^2), R the return (Schulman et al.'s code of 2017;
+    Huang et al. 2022, detail 9). `clip_range` None: no clipping.
+    """
+
+    clip_range: float | None = 0.2
+
+    def __call__(self, inputs: ValueInputs) -> tuple[Tensor, Means]:
+        """Token losses [N] and metrics."""
+        assert inputs.old_values_N is not None and inputs.returns_N is not None
+        squares_N = (inputs.values_N - inputs.returns_N) ** 2
+        if self.clip_range is None:
+            return 0.5 * squares_N, {}
+        clipped_N = inputs.old_values_N + (inputs.values_N - inputs.old_values_N).clamp(-self.clip_range, self.clip_range)
+        clipped_squares_N = (clipped_N - inputs.returns_N) ** 2
+        means: Means = {"value_clipped_fraction": token_mean((clipped_squares_N > squares_N).float())}
+        return 0.5 * torch.maximum(squares_N, clipped_squares_N), means
+
+
 def _mismatch(logprobs_N: Tensor, sampler_logprobs_N: Tensor) -> tuple[Tensor, Tensor]:
     known_N = ~sampler_logprobs_N.isnan()
     return token_mean((logprobs_N - sampler_logprobs_N).abs(), known_N)

@@ -5,7 +5,15 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
-from rlflow.algorithms.advantages import AdvantageEstimator, Advantages, Scale, gdpo_advantages, has_spread, policy_advantages
+from rlflow.algorithms.advantages import (
+    AdvantageEstimator,
+    Advantages,
+    Scale,
+    gdpo_advantages,
+    has_spread,
+    policy_advantages,
+    terminal_reward,
+)
 from rlflow.algorithms.batch_plan import BatchPlan, StepPlan, plan_step
 from rlflow.algorithms.normalizers import LossType, policy_token_weights
 
@@ -37,6 +45,7 @@ class PolicySample:
     num_tokens: int
     """Prompt and completion."""
     advantage: float
+    """Of the completion; in a batch without advantages its reward, with the penalty for a missing end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,26 +85,65 @@ def plan_policy_batch(groups: Sequence[ScoredGroup], settings: PolicyBatchSettin
     """Advantages and the batch plan of one sampled batch. The plan has no steps if filters leave nothing to train on."""
     kept = [i for i, g in enumerate(groups) if has_spread(g.rewards) or not settings.filter_zero_std]
     advantages = _advantages(groups, kept, settings)
+    samples, steps = _plan_steps(groups, kept, advantages, settings)
+    return PolicyBatch(
+        samples=samples,
+        plan=BatchPlan(steps * settings.epochs),
+        advantages=tuple(tuple(row) for row in advantages),
+        groups_dropped_fraction=1 - len(kept) / len(groups),
+    )
+
+
+def plan_rewarded_batch(
+    groups: Sequence[ScoredGroup], settings: PolicyBatchSettings, missing_eos_penalty: float | None
+) -> PolicyBatch:
+    """The batch plan where the learner makes advantages of rewards (PPO). Completions without reward are left out."""
+    rewards = [
+        [
+            None if reward is None else terminal_reward(reward, has_ended=not cut, missing_eos_penalty=missing_eos_penalty)
+            for reward, cut in zip(group.rewards, group.is_truncated, strict=True)
+        ]
+        for group in groups
+    ]
+    return _without_advantages(groups, rewards, settings)
+
+
+def plan_unrewarded_batch(groups: Sequence[ScoredGroup], settings: PolicyBatchSettings) -> PolicyBatch:
+    """The batch plan of all completions, where rewards play no part (distillation)."""
+    return _without_advantages(groups, [[0.0] * len(group.rewards) for group in groups], settings)
+
+
+def _without_advantages(
+    groups: Sequence[ScoredGroup], values: Sequence[Sequence[float | None]], settings: PolicyBatchSettings
+) -> PolicyBatch:
+    samples, steps = _plan_steps(groups, list(range(len(groups))), values, settings)
+    return PolicyBatch(
+        samples=samples,
+        plan=BatchPlan(steps * settings.epochs),
+        advantages=tuple((None,) * len(group.rewards) for group in groups),
+        groups_dropped_fraction=0.0,
+    )
+
+
+def _plan_steps(
+    groups: Sequence[ScoredGroup], kept: list[int], values: Sequence[Sequence[float | None]], settings: PolicyBatchSettings
+) -> tuple[tuple[PolicySample, ...], tuple[StepPlan, ...]]:
+    """Samples with their advantages (or rewards), and the optimiser steps of one epoch."""
     samples: list[PolicySample] = []
     counted: dict[int, list[int]] = {i: [] for i in kept}  # group -> its samples, masked ones included
     masked: set[int] = set()
     for i in kept:
-        for k, advantage in enumerate(advantages[i]):
-            if advantage is None:
+        for k, value in enumerate(values[i]):
+            if value is None:
                 continue
             if settings.filter_overlong and groups[i].is_truncated[k]:
                 masked.add(len(samples))
             counted[i].append(len(samples))
-            samples.append(PolicySample(i, k, groups[i].prompt_tokens + groups[i].completion_tokens[k], advantage))
+            samples.append(PolicySample(i, k, groups[i].prompt_tokens + groups[i].completion_tokens[k], value))
     trained_tokens = [groups[s.group].completion_tokens[s.completion] for s in samples]
     shares = _split([counted[i] for i in kept if counted[i]], settings.optimizer_steps)
     steps = [_plan(share, masked, samples, trained_tokens, len(shares), settings) for share in shares if set(share) - masked]
-    return PolicyBatch(
-        samples=tuple(samples),
-        plan=BatchPlan(tuple(steps) * settings.epochs),
-        advantages=tuple(tuple(row) for row in advantages),
-        groups_dropped_fraction=1 - len(kept) / len(groups),
-    )
+    return tuple(samples), tuple(steps)
 
 
 def plan_scoring(groups: Sequence[ScoredGroup], settings: PolicyBatchSettings) -> PolicyBatch:

@@ -1,7 +1,7 @@
 """Turns on the devices, with everything that may go wrong at a hand-over."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import numpy as np
 
@@ -53,6 +53,15 @@ class HandOver:
             if difference is not None:
                 logger.info(f"weights verified: sampler and learner log-probabilities differ by {difference:.2g}")
             return
+
+    async def write(self, write: Callable[[], Awaitable[None]]) -> None:
+        """Call `write`, which reads the learner's states; if those have left the device, in a turn of the learner."""
+        if not self._residency.takes_turns:
+            await write()
+            return
+        await self._residency.to_learning()
+        await write()
+        await self.to_sampling()
 
     async def recover(self) -> None:
         """Start engines after all have died, with the learner's weights."""

@@ -7,10 +7,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from rlflow.algorithms.batch_plan import StepPlan
+from rlflow.algorithms.distillation import GeneralizedJsd
 from rlflow.algorithms.losses import PolicyLoss, SmoothedCrossEntropy
 from rlflow.algorithms.policy_batch import PolicyBatch, ScoredGroup
 from rlflow.algorithms.policy_terms import KlEstimator
 from rlflow.rollout.completions import GroupRequest, GroupSummary
+from rlflow.spec.algorithm import PpoSpec
 
 RowOf = Callable[[int], Any]
 
@@ -83,6 +85,10 @@ class HandOverHandle(Protocol):
         """The samplers' turn, with the learner's weights."""
         ...
 
+    async def write(self, write: Callable[[], Awaitable[None]]) -> None:
+        """Call what writes a checkpoint with the learner's states on its devices."""
+        ...
+
     async def recover(self) -> None:
         """Start engines after all have died, with the learner's weights."""
         ...
@@ -109,6 +115,37 @@ class PolicyLearner(Protocol):
 
     async def refresh_reference(self) -> None:
         """The policy becomes its own reference."""
+        ...
+
+
+class PpoLearner(Protocol):
+    """Trains a policy and its critic on sampled groups."""
+
+    async def train_ppo(
+        self,
+        batch: PolicyBatch,
+        groups: Sequence[Any],
+        spec: PpoSpec,
+        policy_rates: Sequence[float],
+        critic_rates: Sequence[float],
+    ) -> list[Mapping[str, float]]:
+        """Metrics of each optimiser step; without `policy_rates` only the critic is trained."""
+        ...
+
+
+class DistillationLearner(Protocol):
+    """Trains a policy towards a teacher."""
+
+    async def distill_samples(
+        self, batch: PolicyBatch, groups: Sequence[Any], objective: GeneralizedJsd, learning_rate: float
+    ) -> dict[str, float]:
+        """Metrics of an optimiser step on sampled completions."""
+        ...
+
+    async def distill_conversations(
+        self, step: StepPlan, rows: Sequence[int], objective: GeneralizedJsd, learning_rate: float
+    ) -> dict[str, float]:
+        """Metrics of an optimiser step on tokenised rows."""
         ...
 
 

@@ -10,6 +10,7 @@ from ray.exceptions import RayActorError
 
 from rlflow.actors.learner import LearnerActor, LearnerSetup
 from rlflow.algorithms.batch_plan import StepPlan
+from rlflow.algorithms.distillation import GeneralizedJsd
 from rlflow.algorithms.losses import PolicyLoss, SmoothedCrossEntropy
 from rlflow.algorithms.policy_batch import PolicyBatch
 from rlflow.algorithms.policy_terms import KlEstimator
@@ -17,6 +18,7 @@ from rlflow.cluster.devices import DevicePlan
 from rlflow.cluster.failure import LearnerLost
 from rlflow.cluster.handles import PlannedRows
 from rlflow.cluster.placement import Placement
+from rlflow.spec.algorithm import PpoSpec
 
 
 class LearnerGroup:
@@ -64,6 +66,17 @@ class LearnerGroup:
         """The policy becomes its own reference."""
         await self._all("refresh_reference")
 
+    async def train_ppo(
+        self,
+        batch: PolicyBatch,
+        groups: Sequence[ObjectRef],
+        spec: PpoSpec,
+        policy_rates: Sequence[float],
+        critic_rates: Sequence[float],
+    ) -> list[dict[str, float]]:
+        """Metrics of each optimiser step."""
+        return await self._first("train_ppo", ray.put(batch), list(groups), spec, list(policy_rates), list(critic_rates))
+
     async def sampler_mismatch(self, batch: PolicyBatch, groups: Sequence[ObjectRef], token_loss: PolicyLoss) -> dict[str, float]:
         """Metrics of a batch without training on it."""
         return await self._first("sampler_mismatch", ray.put(batch), list(groups), token_loss)
@@ -73,6 +86,18 @@ class LearnerGroup:
     ) -> dict[str, float]:
         """Metrics of one optimiser step on tokenised rows."""
         return await self._first("train_conversations", step, list(rows), token_loss, learning_rate)
+
+    async def distill_samples(
+        self, batch: PolicyBatch, groups: Sequence[ObjectRef], objective: GeneralizedJsd, learning_rate: float
+    ) -> dict[str, float]:
+        """Metrics of one optimiser step on sampled completions."""
+        return await self._first("distill_samples", ray.put(batch), list(groups), objective, learning_rate)
+
+    async def distill_conversations(
+        self, step: StepPlan, rows: Sequence[int], objective: GeneralizedJsd, learning_rate: float
+    ) -> dict[str, float]:
+        """Metrics of one optimiser step on tokenised rows."""
+        return await self._first("distill_conversations", step, list(rows), objective, learning_rate)
 
     async def evaluate_conversations(self, step: StepPlan, rows: Sequence[int]) -> dict[str, float]:
         """Metrics of held-out rows."""

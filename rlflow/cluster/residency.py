@@ -36,6 +36,11 @@ class Residency:
         self.seconds: dict[str, float] = {}
         """Time spent in moves, by kind, since the holder last cleared it."""
 
+    @property
+    def takes_turns(self) -> bool:
+        """Whether the learner's states leave the device for the engines' turn."""
+        return self._learner.can_offload
+
     async def to_learning(self) -> None:
         """Engines sleep; the learner holds everything."""
         if self.rollout is not Holding.OFFLOADED:

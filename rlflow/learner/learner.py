@@ -1,8 +1,9 @@
 """One rank of a learner group."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -23,6 +24,7 @@ from rlflow.learner.process_group import RankInfo, join_process_group, leave_pro
 from rlflow.learner.reference import AdapterReference, SwappedReference
 from rlflow.learner.residency import State, StateMover
 from rlflow.learner.sequences import MicroBatchTensors, TrainSequence, build_micro_batch
+from rlflow.learner.teacher_model import TeacherModel
 from rlflow.learner.value_model import ValueModel
 from rlflow.spec.learner import LearnerSpec
 from rlflow.spec.model import ModelSpec
@@ -32,9 +34,9 @@ Objective = Callable[[Any], tuple[Tensor, Means]]
 objective's `level` is `sequence`.
 """
 Scores = dict[int, Tensor]
-"""Sequence -> one value for each of its trained tokens, float32 [n]."""
-Role = Literal["policy", "value"]
-"""A causal language model, or one with a scalar head: a critic or a reward model."""
+"""Sequence -> one value for each of its trained tokens, float32 [n] (what a teacher says of them: [n, K])."""
+Role = Literal["policy", "value", "teacher"]
+"""A causal language model; one with a scalar head, a critic or a reward model; or a frozen one, without optimiser."""
 _LAYOUT_FILE = "layout.json"
 """Beside DeepSpeed's files: what they are partitioned by."""
 
@@ -53,6 +55,8 @@ class Learner:
         seed: int = 0,
         role: Role = "policy",
         keep_reference: bool = False,
+        num_candidates: int = 0,
+        num_tokens: int = 0,
         bucket_bytes: int | None = None,
     ) -> None:
         stage = spec.zero_stage
@@ -64,9 +68,15 @@ class Learner:
         self.device = join_process_group(info, spec.timeout_s)
         torch.manual_seed(seed)
         config = deepspeed_config(spec, dtype=model.dtype, on_gpu=self.device.type == "cuda")
-        self._model = _build_model(role, model_path, model, spec, config)
-        self._engine = _initialize(self._model, config, spec)
-        if spec.zero_stage == 0:
+        self.is_trained = role != "teacher"
+        build = {
+            "policy": partial(PolicyModel, balances_experts=spec.router_aux_loss_coefficient > 0),
+            "value": ValueModel,
+            "teacher": partial(TeacherModel, num_candidates=num_candidates, num_tokens=num_tokens),
+        }[role]
+        self._model = _build_model(role, build, model_path, model, spec, config)
+        self._engine = (_initialize if self.is_trained else _initialize_frozen)(self._model, config, spec, self.device)
+        if spec.zero_stage == 0 and self.is_trained:
             self._clipper = _GradientClipper(self._model, self._engine.optimizer, spec.max_grad_norm)
         self._reference = None
         if keep_reference:
@@ -112,6 +122,27 @@ class Learner:
                 batch = self._build(micro_batch, sequences, step)
                 scores.update(batch.split(per_token(self._engine(batch, self._temperature))))
         return scores
+
+    def likeliest_tokens(self, step: StepPlan, sequences: Mapping[int, TrainSequence]) -> tuple[Scores, Scores]:
+        """A teacher's K likeliest tokens in the place of each trained token, int64 [n, K], and their log-probabilities."""
+        tokens: Scores = {}
+        logprobs: Scores = {}
+        with self._without_gradient():
+            for micro_batch in step.ranks[self._info.rank]:
+                batch = self._build(micro_batch, sequences, step)
+                output = self._engine(batch, self._temperature)
+                tokens.update(batch.split(output.tokens_NK))
+                logprobs.update(batch.split(output.logprobs_NK))
+        return tokens, logprobs
+
+    def score_all(self, steps: Iterable[StepPlan], sequences: Mapping[int, TrainSequence], *, reference: bool = False) -> Scores:
+        """`score` of several steps; a step that comes again, in a later epoch, once."""
+        distinct = {id(step): step for step in steps}.values()
+        return {i: values for step in distinct for i, values in self.score(step, sequences, reference=reference).items()}
+
+    def own_sequences(self, steps: Iterable[StepPlan]) -> set[int]:
+        """Sequences that count on this rank and no other: those of its micro-batches but padding."""
+        return {i for step in steps for m in step.ranks[self._info.rank] if not m.is_padding for i in m.sequences}
 
     def train_step(
         self,
@@ -175,10 +206,10 @@ class Learner:
     def _losses(
         self, batch: MicroBatchTensors, objective: Objective, known: Mapping[str, Scores], temperature: float | None = None
     ) -> tuple[Tensor, Means]:
+        flat = {name: batch.flatten(values) for name, values in known.items()}
+        batch = replace(batch, candidates_NK=flat.pop("candidates", None))
         output = self._engine(batch, self._temperature if temperature is None else temperature)
-        losses, means = objective(
-            self._model.inputs(output, batch, {name: batch.flatten(values) for name, values in known.items()})
-        )
+        losses, means = objective(self._model.inputs(output, batch, flat))
         weights = batch.sequence_weights_S if getattr(objective, "level", "token") == "sequence" else batch.weights_N
         loss = (losses * weights).sum()
         if getattr(output, "balance_S", None) is not None:
@@ -258,10 +289,15 @@ class Learner:
         """Write the weights as a transformers model directory."""
         self.exporter.save(directory, tokenizer, is_writer=self._info.rank == 0)
 
+    def release(self) -> None:
+        """Free the engine."""
+        self.exporter.release()
+        if self.is_trained or self._zero_stage == 3:
+            self._engine.destroy()
+
     def close(self) -> None:
         """Free the engine and leave the process group."""
-        self.exporter.release()
-        self._engine.destroy()
+        self.release()
         leave_process_group()
 
 
@@ -269,10 +305,10 @@ def _describe(layout: dict[str, int]) -> str:
     return f"{layout['num_ranks']} learner ranks at ZeRO stage {layout['zero_stage']}"
 
 
-def _build_model(role: Role, model_path: str, model: ModelSpec, spec: LearnerSpec, config: dict[str, Any]) -> Any:
-    load = load_causal_lm if role == "policy" else load_value_model
-    balances_experts = spec.router_aux_loss_coefficient > 0
-    wrap = partial(PolicyModel, balances_experts=balances_experts) if role == "policy" else ValueModel
+def _build_model(
+    role: Role, wrap: Callable[[Any], nn.Module], model_path: str, model: ModelSpec, spec: LearnerSpec, config: dict[str, Any]
+) -> Any:
+    load = load_value_model if role == "value" else load_causal_lm
     if spec.zero_stage != 3:
         return wrap(load(model_path, model, spec))
     from transformers.integrations.deepspeed import HfDeepSpeedConfig
@@ -283,7 +319,21 @@ def _build_model(role: Role, model_path: str, model: ModelSpec, spec: LearnerSpe
     return wrap(loaded)
 
 
-def _initialize(model: nn.Module, config: dict[str, Any], spec: LearnerSpec) -> Any:
+def _initialize_frozen(model: nn.Module, config: dict[str, Any], spec: LearnerSpec, device: torch.device) -> Any:
+    """Without optimiser there is an engine only to gather partitioned parameters."""
+    if spec.zero_stage != 3:
+        for parameter in model.parameters():  # a copy, because memory mapped from a file cannot be given back
+            parameter.data = parameter.data.to(device, copy=True)
+        return model.to(device)
+    import deepspeed
+
+    _gather_whole_layers(model)
+    unneeded = ("optimizer", "gradient_clipping", "managed_gradient_accumulation", "zero_allow_untested_optimizer", "data_types")
+    engine, *_ = deepspeed.initialize(model=model, config={k: v for k, v in config.items() if k not in unneeded})
+    return engine
+
+
+def _initialize(model: nn.Module, config: dict[str, Any], spec: LearnerSpec, device: torch.device) -> Any:
     import deepspeed
 
     if spec.zero_stage == 3:

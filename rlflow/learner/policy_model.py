@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from rlflow.algorithms.distillation import DistillationInputs
+from rlflow.algorithms.fused_candidates import fused_candidate_logprobs
 from rlflow.algorithms.fused_logprobs import TokenScores, fused_logprobs
 from rlflow.algorithms.load_balancing import load_balancing_loss
 from rlflow.algorithms.losses import LossInputs
@@ -23,15 +25,20 @@ class LogprobHead(nn.Module):
         assert lm_head.bias is None, "an output head with bias is not supported"
         self.weight = lm_head.weight
 
-    def forward(self, hidden_NH: Tensor, targets_N: Tensor, temperature: float) -> TokenScores:
-        """Score N targets from their hidden states."""
+    def forward(
+        self, hidden_NH: Tensor, targets_N: Tensor, temperature: float, candidates_NK: Tensor | None = None
+    ) -> TokenScores | Tensor:
+        """Score N targets from their hidden states; or log-probabilities [N, K] of the candidates, if there are any."""
+        if candidates_NK is not None:
+            return fused_candidate_logprobs(hidden_NH, self.weight, candidates_NK, temperature)
         return fused_logprobs(hidden_NH, self.weight, targets_N, temperature)
 
 
 class PolicyOutput(NamedTuple):
     """Of a micro-batch (a tuple, which DeepSpeed's hooks see through)."""
 
-    scores: TokenScores
+    scores: Any
+    """`TokenScores`, or log-probabilities float32 [N, K] of the batch's candidates."""
     balance_S: Tensor | None
     """float32 [S]: load-balancing loss of each sequence, with gradient; None if not asked for."""
 
@@ -51,28 +58,44 @@ class PolicyModel(nn.Module):
         self.causal_lm[0].set_output_embeddings(LogprobHead(self.causal_lm[0].get_output_embeddings()))
 
     def forward(self, batch: MicroBatchTensors, temperature: float) -> PolicyOutput:
-        """Score the batch's N trained tokens."""
-        causal_lm = self.causal_lm[0]
+        """Score the batch's N trained tokens, or its candidates for them."""
+        output = self.base_output(batch)
+        hidden_NH = output.last_hidden_state.flatten(0, 1)[batch.source_N]
+        scores = self.causal_lm[0].get_output_embeddings()(hidden_NH, batch.targets_N, temperature, batch.candidates_NK)
+        return PolicyOutput(scores, self._balance(output, batch) if self._balances_experts else None)
+
+    def base_output(self, batch: MicroBatchTensors) -> Any:
+        """What the model without its head makes of the batch."""
         # use_cache=False and no attention mask: with either, transformers builds masks that ignore packing.
-        output = causal_lm.base_model(
+        return self.causal_lm[0].base_model(
             input_ids=batch.input_ids_BT,
             position_ids=batch.position_ids_BT,
             use_cache=False,
             rlflow_segments=batch.segments,
             **({"output_router_logits": True} if self._balances_experts else {}),
         )
-        hidden_NH = output.last_hidden_state.flatten(0, 1)[batch.source_N]
-        scores = causal_lm.get_output_embeddings()(hidden_NH, batch.targets_N, temperature)
-        return PolicyOutput(scores, self._balance(output, batch) if self._balances_experts else None)
+
+    def hidden_states(self, batch: MicroBatchTensors) -> Tensor:
+        """What the head makes the N predictions of, [N, H]."""
+        return self.base_output(batch).last_hidden_state.flatten(0, 1)[batch.source_N]
 
     def _balance(self, output: Any, batch: MicroBatchTensors) -> Tensor:
         router_logits_LTE = torch.stack([logits.flatten(0, -2) for logits in output.router_logits])
         top_k = self.causal_lm[0].config.num_experts_per_tok
         return load_balancing_loss(router_logits_LTE, batch.sequence_of_T, len(batch.sequences), top_k)
 
-    def inputs(self, output: PolicyOutput, batch: MicroBatchTensors, known: Mapping[str, Tensor]) -> LossInputs:
-        """What a policy's objective depends on."""
+    def inputs(
+        self, output: PolicyOutput, batch: MicroBatchTensors, known: Mapping[str, Tensor]
+    ) -> LossInputs | DistillationInputs:
+        """What a policy's or a student's objective depends on."""
         scores = output.scores
+        if batch.candidates_NK is not None:
+            return DistillationInputs(
+                logprobs_NK=scores,
+                teacher_logprobs_NK=known["teacher_logprobs"],
+                counts=batch.counts,
+                weights_N=batch.weights_N,
+            )
         return LossInputs(
             logprobs_N=scores.logprobs_N,
             mean_logprobs_N=scores.mean_logprobs_N,

@@ -6,6 +6,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,15 @@ def join_process_group(info: RankInfo, timeout_s: float) -> torch.device:
     if on_gpu:
         torch.cuda.set_device(0)
     return torch.device("cuda", 0) if on_gpu else torch.device("cpu")
+
+
+def sum_over_ranks(values: Tensor, device: torch.device) -> Tensor:
+    """The sum of every rank's `values`, on the CPU (collective)."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return values
+    total = values.to(device)
+    dist.all_reduce(total)
+    return total.cpu()
 
 
 def leave_process_group() -> None:

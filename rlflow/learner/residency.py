@@ -21,15 +21,15 @@ class StateMover:
     """
 
     def __init__(self, engine: Any, model: nn.Module) -> None:
-        self._engine = engine
+        self._optimizer: Any = getattr(engine, "optimizer", None)  # a frozen model has none
         self._parameters: list[Any] = list(model.parameters())  # ZeRO-3 adds `ds_tensor`
         self._device = self._parameters[0].device.type
         self._weights, self._training, self._gradients = _Mirror(), _Mirror(), _Mirror(keeps_content=False)
 
     def move(self, state: State) -> None:
         """Go to `state`."""
-        if state != "full" and hasattr(self._engine.optimizer, "empty_partition_cache"):
-            self._engine.optimizer.empty_partition_cache()
+        if state != "full" and hasattr(self._optimizer, "empty_partition_cache"):
+            self._optimizer.empty_partition_cache()
         self._place(self._gradients, self._gradient_tensors(), on_device=state == "full")
         self._place(self._training, self._training_tensors(), on_device=state == "full")
         self._place(self._weights, self._weight_tensors(), on_device=state != "offloaded")
@@ -49,13 +49,13 @@ class StateMover:
     def _training_tensors(self) -> Iterator[Tensor]:
         """Moments, and what they belong to: the master weights (or in float32 at stage 0 the weights, which stay)."""
         weights = {tensor.untyped_storage().data_ptr() for tensor in self._weight_tensors()}
-        for parameter, state in _torch_optimizer(self._engine.optimizer).state.items():
+        for parameter, state in getattr(_torch_optimizer(self._optimizer), "state", {}).items():
             if parameter.untyped_storage().data_ptr() not in weights:
                 yield parameter
             yield from (value for value in state.values() if isinstance(value, Tensor))
 
     def _gradient_tensors(self) -> Iterator[Tensor]:
-        optimizer = self._engine.optimizer
+        optimizer = self._optimizer
         for name in _GRADIENT_BUFFERS:
             yield from _tensors(getattr(optimizer, name, None))
         for bucket in getattr(optimizer, "ipg_buckets", {}).values():
@@ -100,7 +100,7 @@ class _Mirror:
             torch.cuda.synchronize()
 
 
-def _torch_optimizer(optimizer: Any) -> torch.optim.Optimizer:
+def _torch_optimizer(optimizer: Any) -> Any:
     return getattr(optimizer, "optimizer", optimizer)
 
 

@@ -56,13 +56,15 @@ class MicroBatchTensors:
     sampler_logprobs_N: Tensor | None
     counts: tuple[int, ...]
     """Trained tokens of each sequence."""
+    candidates_NK: Tensor | None = None
+    """Tokens to score instead of the targets (distillation)."""
 
     def flatten(self, per_sequence: Mapping[int, Tensor]) -> Tensor:
-        """Per-sequence values [n] in the order of this micro-batch, float32 [N] on its device."""
+        """Per-sequence values [n, ...] in the order of this micro-batch, [N, ...] on its device."""
         return torch.cat([per_sequence[i] for i in self.sequences]).to(self.weights_N.device)
 
     def split(self, values_N: Tensor) -> dict[int, Tensor]:
-        """The reverse of `flatten`: sequence -> values [n] on the CPU."""
+        """The reverse of `flatten`: sequence -> values [n, ...] on the CPU."""
         return dict(zip(self.sequences, values_N.detach().cpu().split(self.counts), strict=True))
 
 

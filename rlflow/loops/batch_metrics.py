@@ -20,9 +20,13 @@ def sampling_metrics(groups: Sequence[GroupHandle], batch: PolicyBatch) -> dict[
     flat = [not has_spread([score.total for score in group.scores]) for group in groups]
     return {
         **({"reward_mean": statistics.fmean(totals), "reward_std": statistics.pstdev(totals)} if totals else {}),
+        **(
+            {"groups_zero_std_fraction": statistics.fmean(flat)}
+            if any(score.by_name for g in groups for score in g.scores)
+            else {}
+        ),
         **{f"reward_{name}_mean": mean for name, mean in _reward_means(groups).items()},
         "reward_failed_fraction": _failed_fraction(groups),
-        "groups_zero_std_fraction": statistics.fmean(flat),
         "groups_dropped_fraction": batch.groups_dropped_fraction,
         "completion_tokens_mean": statistics.fmean(lengths),
         "completion_clipped_fraction": statistics.fmean(reason == "length" for reason in reasons),

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from rlflow.rollout.completions import GroupRequest
-from rlflow.spec.jobs import GrpoJob
+from rlflow.spec.jobs import RolloutJob
 
 LOGPROBS_EVERY = 8
 """With `sampler_logprobs: sample`, one group in so many reports log-probabilities."""
@@ -14,7 +14,7 @@ _EVALUATION_STEP = -1
 
 
 def training_requests(
-    spec: GrpoJob, step: int, rows: Sequence[int], prompt_ids: Callable[[int], np.ndarray], first_slot: int = 0
+    spec: RolloutJob, step: int, rows: Sequence[int], prompt_ids: Callable[[int], np.ndarray], first_slot: int = 0
 ) -> list[GroupRequest]:
     """One group for each row, in slots from `first_slot`. Seeds only in deterministic runs: seeded requests are slower."""
     mode = spec.logprob_mode
@@ -31,7 +31,7 @@ def training_requests(
     ]
 
 
-def evaluation_requests(spec: GrpoJob, rows: Sequence[int], prompt_ids: Callable[[int], np.ndarray]) -> list[GroupRequest]:
+def evaluation_requests(spec: RolloutJob, rows: Sequence[int], prompt_ids: Callable[[int], np.ndarray]) -> list[GroupRequest]:
     """Completions of each held-out row, always with the same seeds, so that evaluations compare models and not luck."""
     temperature = spec.rollout.temperature if spec.evaluate.temperature is None else spec.evaluate.temperature
     return [

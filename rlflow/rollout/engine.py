@@ -73,6 +73,8 @@ class RolloutEngine:
             "generation_config": "vllm",
             "worker_extension_cls": _RECEIVER,
             "disable_log_stats": True,
+            # vLLM 0.32 rewinds the generator of a seeded request whose prompt it computes in parts, which only CUDA's can.
+            **({} if on_gpu else {"enable_chunked_prefill": False}),
             **spec.engine,
         }
 

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, TypeAdapter, model_validator
 
-from rlflow.spec.algorithm import GrpoSpec
+from rlflow.spec.algorithm import CriticSpec, GkdSpec, GrpoSpec, PpoSpec, TeacherSpec
 from rlflow.spec.base import Spec
 from rlflow.spec.data import DataSpec
 from rlflow.spec.learner import LearnerSpec
@@ -53,6 +53,18 @@ class Job(Spec):
     def rows_per_step(self) -> int:
         """Rows of the data set that a step takes."""
         raise NotImplementedError
+
+    @property
+    def num_learners(self) -> int:
+        """Models on a learner's device: the trained one, and a critic or a teacher. More than one take turns on GPUs, if the
+        spec does not say that all stay.
+        """
+        return 1
+
+    @property
+    def other_models(self) -> dict[str, ModelSpec]:
+        """Models beside the trained one, by the name of their field."""
+        return {}
 
 
 class SftJob(Job):
@@ -234,11 +246,83 @@ class GrpoJob(RolloutJob):
         return self.grpo.sampler_correction.mode != "none"
 
 
-AnyJob = Annotated[SftJob | GrpoJob | DpoJob | KtoJob | RewardModelJob, Field(discriminator="kind")]
-JOB_SPECS: TypeAdapter[SftJob | GrpoJob | DpoJob | KtoJob | RewardModelJob] = TypeAdapter(AnyJob)
+class PpoJob(RolloutJob):
+    """PPO with a critic (Schulman et al. 2017)."""
+
+    kind: Literal["ppo"]
+    """The algorithm."""
+    ppo: PpoSpec = PpoSpec()
+    """The objective."""
+    critic: CriticSpec = CriticSpec()
+    """The critic."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        resolve_names(self.rewards)
+        if self.prompts_per_step % self.ppo.optimizer_steps_per_batch:
+            raise ValueError(
+                f"prompts_per_step: {self.prompts_per_step} prompts cannot be split evenly into "
+                f"ppo.optimizer_steps_per_batch = {self.ppo.optimizer_steps_per_batch} optimiser steps"
+            )
+        if self.steps is not None and self.ppo.critic_warmup_steps >= self.steps:
+            raise ValueError("ppo.critic_warmup_steps: the policy would never be trained; set fewer than steps")
+        return self
+
+    @property
+    def num_learners(self) -> int:
+        """Policy and critic."""
+        return 2
+
+    @property
+    def critic_learner(self) -> LearnerSpec:
+        """The critic's settings: the policy's, with an optimiser and a schedule of its own."""
+        return self.learner.model_copy(update={"optimizer": self.critic.optimizer, "schedule": self.critic.schedule})
+
+    @property
+    def other_models(self) -> dict[str, ModelSpec]:
+        """What the critic starts from, if that is not the policy's model."""
+        return {"critic": self.model.other(self.critic, lora=self.model.lora)} if self.critic.is_given else {}
+
+
+class GkdJob(RolloutJob):
+    """On-policy distillation (GKD, Agarwal et al. 2024): a student learns from a teacher's distributions."""
+
+    kind: Literal["gkd"]
+    """The algorithm."""
+    teacher: TeacherSpec
+    """The teacher."""
+    gkd: GkdSpec = GkdSpec()
+    """The objective."""
+    rewards: tuple[RewardSpec, ...] = ()
+    """Only measured: of the student's completions, and of the held-out rows' in evaluations."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        resolve_names(self.rewards)
+        if not self.rewards and self.data.held_out:
+            raise ValueError(
+                "data.held_out: without rewards there is nothing to evaluate held-out rows by; add rewards, or set 0"
+            )
+        return self
+
+    @property
+    def num_learners(self) -> int:
+        """Student and teacher."""
+        return 2
+
+    @property
+    def other_models(self) -> dict[str, ModelSpec]:
+        """The teacher."""
+        return {"teacher": self.model.other(self.teacher)}
+
+
+AnyJob = Annotated[SftJob | GrpoJob | PpoJob | GkdJob | DpoJob | KtoJob | RewardModelJob, Field(discriminator="kind")]
+JOB_SPECS: TypeAdapter[SftJob | GrpoJob | PpoJob | GkdJob | DpoJob | KtoJob | RewardModelJob] = TypeAdapter(AnyJob)
 JOB_KINDS: dict[str, type[Job]] = {
     "sft": SftJob,
     "grpo": GrpoJob,
+    "ppo": PpoJob,
+    "gkd": GkdJob,
     "dpo": DpoJob,
     "kto": KtoJob,
     "rm": RewardModelJob,

@@ -39,6 +39,30 @@ class LoraSpec(Spec):
     """Module names, or `all-linear`: every linear layer except the output head."""
 
 
+class OtherModelSpec(Spec):
+    """A model beside the one that is trained: one of `path` and `from_run`. Precision is that of `model`."""
+
+    path: str | None = None
+    """Local directory or hub id."""
+    from_run: str | None = None
+    """Name of an earlier run in the same runs directory."""
+    revision: str | None = None
+    """Hub revision of `path`."""
+
+    @model_validator(mode="after")
+    def _at_most_one_origin(self) -> Self:
+        if self.path is not None and self.from_run is not None:
+            raise ValueError("set one of path and from_run")
+        if self.revision is not None and self.path is None:
+            raise ValueError("revision needs path")
+        return self
+
+    @property
+    def is_given(self) -> bool:
+        """Whether there is such a model."""
+        return self.path is not None or self.from_run is not None
+
+
 class ModelSpec(Spec):
     """The model a job trains: exactly one of `path`, `from_run`, `random`."""
 
@@ -67,6 +91,11 @@ class ModelSpec(Spec):
         if self.revision is not None and self.path is None:
             raise ValueError("revision needs path")
         return self
+
+    def other(self, origin: OtherModelSpec, *, lora: LoraSpec | None = None) -> "ModelSpec":
+        """A model from elsewhere with this one's settings."""
+        fields = {"path": origin.path, "from_run": origin.from_run, "revision": origin.revision, "random": None, "lora": lora}
+        return self.model_copy(update=fields)
 
     @property
     def label(self) -> str:

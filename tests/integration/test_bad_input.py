@@ -77,8 +77,8 @@ def test_tokenizer_without_chat_template(tmp_path):
 
 def test_plugin_that_does_not_import(tmp_path):
     (tmp_path / "broken.py").write_text("import a_module_that_is_not_there\n")
-    spec = grpo_spec(rewards=[{"type": "plugin", "target": "broken.py:reward"}])
-    assert "broken.py:reward" in (message := refused(tmp_path, spec)) and "a_module_that_is_not_there" in message
+    spec = grpo_spec(rewards=[{"type": "plugin", "target": "broken.py:score"}])
+    assert "broken.py:score" in (message := refused(tmp_path, spec)) and "a_module_that_is_not_there" in message
 
 
 def test_more_gpus_than_there_are(tmp_path):

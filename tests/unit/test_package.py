@@ -42,7 +42,7 @@ BELOW = {
 }
 """Which layer may import which, beside its own modules. `a.b` is one module of layer a."""
 
-BELOW_MODULE = {"cluster.handles": {"algorithms", "rollout.completions"}, "rollout.completions": set()}
+BELOW_MODULE = {"cluster.handles": {"algorithms", "spec", "rollout.completions"}, "rollout.completions": set()}
 """What the modules may import that layers above theirs, or beside it, know."""
 
 THIRD_PARTY = {

@@ -100,14 +100,14 @@ def test_a_vocabulary_larger_than_a_chunk_goes_token_by_token(monkeypatch):
 def test_the_logits_of_all_tokens_never_exist_at_once(monkeypatch):
     hidden_NH, weight_VH, targets_N = problem()
     monkeypatch.setattr(module, "CHUNK_BYTES", 4 * V * FLOAT_BYTES)
-    sizes, compute_logits = [], module._logits
+    sizes, compute_logits = [], module.chunk_logits
 
     def record(*arguments):
         logits = compute_logits(*arguments)
         sizes.append(logits.numel())
         return logits
 
-    monkeypatch.setattr(module, "_logits", record)
+    monkeypatch.setattr(module, "chunk_logits", record)
     logprobs_N = fused_logprobs(hidden_NH, weight_VH, targets_N, 1.0).logprobs_N
     saved = sum(tensor.numel() for tensor in logprobs_N.grad_fn.saved_tensors)
     logprobs_N.sum().backward()

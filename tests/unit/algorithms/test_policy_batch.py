@@ -4,7 +4,15 @@ import random
 
 import pytest
 
-from rlflow.algorithms.policy_batch import PolicyBatchSettings, ScoredGroup, plan_policy_batch, plan_scoring, with_kl
+from rlflow.algorithms.policy_batch import (
+    PolicyBatchSettings,
+    ScoredGroup,
+    plan_policy_batch,
+    plan_rewarded_batch,
+    plan_scoring,
+    plan_unrewarded_batch,
+    with_kl,
+)
 
 SETTINGS = {
     "loss_type": "dapo",
@@ -218,3 +226,22 @@ def test_the_statistics_of_a_batch_are_those_of_the_groups_it_keeps():
     kept = plan(groups, filter_zero_std=True, advantage_estimator="reinforce_plus_plus", scale_rewards="batch")
     alone = plan([groups[0], groups[2]], advantage_estimator="reinforce_plus_plus", scale_rewards="batch")
     assert kept.advantages == (alone.advantages[0], (0.0, 0.0), alone.advantages[1])
+
+
+def test_rewards_for_the_learner_hold_the_penalty_for_a_missing_end():
+    groups = [group([1.0, None, 0.5], tokens=[2, 3, 4], truncated=[1, 2]), group([0.0], tokens=[6])]
+    settings = PolicyBatchSettings(**{**SETTINGS, "loss_type": "bnpo", "epochs": 2})
+    batch = plan_rewarded_batch(groups, settings, missing_eos_penalty=2.0)
+    assert [(s.group, s.completion, s.advantage) for s in batch.samples] == [(0, 0, 1.0), (0, 2, -1.5), (1, 0, 0.0)]
+    assert batch.advantages == ((None, None, None), (None,)), "the learner makes them"
+    first, second = batch.plan.steps
+    assert first is second, "an epoch repeats its steps"
+    assert first.token_weights == dict.fromkeys(range(3), 1 / 12)
+    unpunished = plan_rewarded_batch(groups, settings, missing_eos_penalty=None)
+    assert [s.advantage for s in unpunished.samples] == [1.0, 0.5, 0.0]
+
+
+def test_without_rewards_every_completion_is_trained():
+    batch = plan_unrewarded_batch([group([None, 1.0], tokens=[2, 3])], PolicyBatchSettings(**SETTINGS))
+    assert trained(batch.plan.steps[0]) == [0, 1]
+    assert batch.advantages == ((None, None),)

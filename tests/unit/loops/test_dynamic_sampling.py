@@ -10,6 +10,7 @@ from rlflow.data.order import RowOrder
 from rlflow.errors import RewardError
 from rlflow.loops.grpo import GrpoLoop
 from rlflow.loops.state import LoopState
+from rlflow.observe.clock import StepClock
 from tests.unit.loops.test_batch_metrics import group, score
 from tests.unit.loops.test_requests import job
 
@@ -53,7 +54,7 @@ def sample(*, easy=EASY, cursor=0, rows=100, **grpo):
         state=LoopState(cursor=cursor),
         **nothing,
     )
-    return asyncio.run(loop._sample(1)), rounds, notes
+    return asyncio.run(loop._sample(1, loop.order.rows(cursor, 4), StepClock())), rounds, notes
 
 
 def test_without_dynamic_sampling_there_is_one_round():

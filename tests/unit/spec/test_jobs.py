@@ -201,3 +201,48 @@ def test_the_longest_completion_may_be_that_of_the_evaluation():
 def test_dynamic_sampling_multiplies_the_prompts_of_a_step():
     assert grpo_job(prompts_per_step=4).max_prompts_per_step == 4
     assert grpo_job(prompts_per_step=4, grpo={"dynamic_sampling": {"max_batches": 3}}).max_prompts_per_step == 12
+
+
+def rollout_job(kind, **changes):
+    fields = {
+        "kind": kind,
+        "run": {"name": "try"},
+        "model": {"path": "m", "lora": {"rank": 4}},
+        "data": {"sources": ["a.csv"]},
+        "rewards": [{"type": "accuracy"}],
+        "steps": 3,
+    }
+    return JOB_KINDS[kind].model_validate({**fields, **changes})
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "message"),
+    [
+        ("ppo", {"ppo": {"optimizer_steps_per_batch": 3}}, "prompts_per_step: 8 prompts cannot be split evenly"),
+        ("ppo", {"ppo": {"critic_warmup_steps": 3}}, r"ppo\.critic_warmup_steps: the policy would never be trained"),
+        ("ppo", {"critic": {"path": "a", "from_run": "b"}}, "set one of path and from_run"),
+        ("ppo", {"critic": {"from_run": "b", "revision": "c"}}, "revision needs path"),
+        ("ppo", {"rewards": []}, "rewards"),
+        ("gkd", {}, "teacher"),
+        ("gkd", {"teacher": {}}, "set exactly one of path and from_run"),
+        ("gkd", {"teacher": {"path": "t"}, "rewards": [], "data": {"sources": ["a"], "held_out": 2}}, r"data\.held_out: without"),
+        ("gkd", {"teacher": {"path": "t"}, "gkd": {"beta": 1.5}}, r"gkd\.beta"),
+    ],
+)
+def test_what_ppo_and_gkd_refuse(kind, changes, message):
+    with pytest.raises(ValueError, match=message):
+        rollout_job(kind, **changes)
+
+
+def test_a_critic_has_the_policys_settings_and_an_optimizer_of_its_own():
+    job = rollout_job("ppo", critic={"from_run": "reward"}, learner={"num_ranks": 2, "optimizer": {"learning_rate": 1e-6}})
+    assert (job.critic_learner.num_ranks, job.critic_learner.optimizer.learning_rate) == (2, 1e-5)
+    critic = job.other_models["critic"]
+    assert (critic.path, critic.from_run, critic.lora) == (None, "reward", job.model.lora)
+    assert rollout_job("ppo").other_models == {}, "the policy's own model"
+
+
+def test_a_teacher_is_a_whole_model_of_the_students_precision():
+    job = rollout_job("gkd", teacher={"path": "t", "revision": "r"}, model={"from_run": "s", "dtype": "float32"}, rewards=[])
+    teacher = job.other_models["teacher"]
+    assert (teacher.path, teacher.revision, teacher.from_run, teacher.dtype, teacher.lora) == ("t", "r", None, "float32", None)

@@ -1,0 +1,54 @@
+"""On-policy distillation: train towards a teacher on the student's own completions, or on the rows' answers."""
+
+import random
+from dataclasses import dataclass
+
+from rlflow.algorithms.distillation import GeneralizedJsd
+from rlflow.algorithms.policy_batch import plan_unrewarded_batch
+from rlflow.cluster.handles import DistillationLearner
+from rlflow.data.order import RowOrder
+from rlflow.loops.batch_metrics import sampling_metrics
+from rlflow.loops.conversations import ConversationLengths, plan_conversations
+from rlflow.loops.sampling import SamplingLoop, StepResult, sampled_tokens, token_mean_settings
+from rlflow.loops.schedule import learning_rate
+from rlflow.observe.clock import StepClock
+from rlflow.spec.jobs import GkdJob
+
+
+@dataclass(slots=True)
+class GkdLoop(SamplingLoop):
+    """A GKD run."""
+
+    spec: GkdJob
+    learner: DistillationLearner
+    conversations: ConversationLengths | None
+    """The rows' answers; None if every step is on-policy."""
+
+    async def take_step(self, step: int, rows: list[int], clock: StepClock) -> StepResult:
+        """Train on completions of the student, or on answers of rows."""
+        gkd = self.spec.gkd
+        objective = GeneralizedJsd(gkd.beta, has_rest=gkd.top_k is not None)
+        rate = learning_rate(self.spec.learner, step - 1, self.total_steps)
+        if not is_on_policy(self.spec, step):
+            return await self._learn_from_answers(objective, rate, clock)
+        sampled = await self.sample(step, rows, clock)
+        batch = plan_unrewarded_batch([group.scored() for group in sampled.groups], token_mean_settings(self.spec))
+        arrays = [group.arrays for group in sampled.groups]
+        metrics = await self.learn(clock, lambda: self.learner.distill_samples(batch, arrays, objective, rate))
+        metrics |= sampling_metrics(sampled.groups, batch) | {"on_policy": 1}
+        return StepResult(metrics, sampled_tokens(sampled), sampled, batch)
+
+    async def _learn_from_answers(self, objective: GeneralizedJsd, rate: float, clock: StepClock) -> StepResult:
+        """Answers have an order of their own: rows may be too long as conversations, but not as prompts."""
+        assert self.conversations is not None, "rows without answers"
+        answers = self.conversations
+        order = RowOrder(len(answers.tokens), self.spec.data.seed, self.spec.data.shuffle)
+        rows = order.rows(self.state.cursor, self.spec.prompts_per_step)
+        plan = plan_conversations(answers, rows, self.spec.learner)
+        metrics = await self.learn(clock, lambda: self.learner.distill_conversations(plan, rows, objective, rate))
+        return StepResult(metrics | {"on_policy": 0}, sum(answers.tokens[row] for row in rows))
+
+
+def is_on_policy(spec: GkdJob, step: int) -> bool:
+    """Whether the student samples for this step: a draw that depends on the run's seed and the step alone."""
+    return random.Random(f"{spec.run.seed}/{step}").random() < spec.gkd.on_policy_fraction

@@ -1,0 +1,79 @@
+"""A distillation job on the real engines: the student comes close to its teacher."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.integration.job_runs import MODEL, grpo_spec, metrics, run, sft_spec, write_job
+
+pytestmark = pytest.mark.integration
+QUICKSTART = Path(__file__).parents[2] / "jobs" / "specs" / "quickstart_gkd.yaml"
+
+
+def gkd_spec(**changes):
+    student = {**MODEL, "random": {**MODEL["random"], "seed": 7, "config": {**MODEL["random"]["config"], "hidden_size": 48}}}
+    return {
+        **grpo_spec(),
+        "kind": "gkd",
+        "run": {"name": "gkd", "save_every": 10, "log_completions_every": 10, "deterministic": True},
+        "model": student,
+        "teacher": {"from_run": "warm"},
+        "gkd": {"beta": 0.5, "on_policy_fraction": 0.5, "top_k": 6},
+        "rollout": {"num_generations": 2, "max_completion_tokens": 4},
+        "prompts_per_step": 16,
+        "steps": 24,
+        **changes,
+    }
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("gkd")
+    result = run(folder, write_job(folder, sft_spec(steps=20)), write_job(folder, gkd_spec()))
+    assert result.returncode == 0, result.stdout + result.stderr
+    return folder
+
+
+@pytest.mark.parametrize("on_policy", [0, 1])
+def test_the_divergence_at_least_halves(folder, on_policy):
+    """On the student's completions and on the rows' answers, each compared with itself."""
+    rows = metrics(folder / "runs" / "gkd")
+    divergences = [row["divergence_mean"] for row in rows[1:] if row["on_policy"] == on_policy]
+    assert len(divergences) > 6
+    assert sum(divergences[-2:]) / 2 < 0.5 * divergences[0]
+
+
+def test_rows_hold_what_is_to_be_watched(folder):
+    rows = metrics(folder / "runs" / "gkd")
+    assert [row["step"] for row in rows] == list(range(25))
+    for row in rows[1:]:
+        assert {"loss", "grad_norm", "divergence_mean", "teacher_rest_mean", "weight_version", "sync_seconds"} <= row.keys()
+        assert ("reward_digits_mean" in row) == (row["on_policy"] == 1), "rewards are measured on completions"
+        assert 0 <= row["teacher_rest_mean"] < 0.5
+    assert "eval_digits" in rows[0] and "eval_digits" in rows[-1]
+
+
+def test_bad_teachers_are_refused(folder):
+    random = {**MODEL["random"], "characters": "0123456789+-="}
+    spec = gkd_spec(run={"name": "refused"}, model={**MODEL, "random": random})
+    result = run(folder, write_job(folder, spec))
+    assert result.returncode == 2
+    (line,) = result.stderr.strip().splitlines()
+    assert line.startswith("teacher: ") and "another vocabulary than model" in line
+    result = run(folder, write_job(folder, gkd_spec(run={"name": "missing"}, teacher={"from_run": "nothing"})))
+    assert result.returncode == 2 and result.stderr.startswith("teacher.from_run: nothing has no model")
+
+
+def test_the_quickstart_trains_without_rewards_too(folder, tmp_path):
+    """A few steps of the packaged spec, with this test's teacher."""
+    spec = yaml.safe_load(QUICKSTART.read_text())
+    del spec["rewards"]
+    path = tmp_path / "quickstart.yaml"
+    path.write_text(yaml.safe_dump(spec))
+    changes = ["model.random.characters=0123456789+-", "teacher.from_run=warm", "steps=6", "data.held_out=0", "gkd.top_k=null"]
+    result = run(folder, path, *changes, "gkd.on_policy_fraction=1")
+    assert result.returncode == 0, result.stdout + result.stderr
+    rows = metrics(folder / "runs" / "quickstart_gkd")
+    assert [row["on_policy"] for row in rows] == [1] * 6
+    assert not any(name.startswith(("reward_mean", "groups_zero", "teacher_rest")) for row in rows for name in row)
