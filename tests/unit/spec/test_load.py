@@ -57,9 +57,13 @@ def load(tmp_path, text, overrides=()):
         ),
         (
             {"rewards": [{"type": "accurcy"}]},
-            "rewards[0].type: unknown: 'accurcy'; did you mean accuracy?; one of accuracy, format, cosine, soft_overlong, plugin",
+            "rewards[0].type: unknown: 'accurcy'; did you mean accuracy?; "
+            "one of accuracy, format, cosine, soft_overlong, repetition, plugin",
         ),
-        ({"rewards": [{"weight": 1}]}, "rewards[0].type: missing; one of accuracy, format, cosine, soft_overlong, plugin"),
+        (
+            {"rewards": [{"weight": 1}]},
+            "rewards[0].type: missing; one of accuracy, format, cosine, soft_overlong, repetition, plugin",
+        ),
         ({"rewards": [{"type": "soft_overlong"}]}, "rewards[0].cache_tokens: missing"),
         (
             {"data": {"sources": [{"type": "hub", "id": "a/b", "splt": "x"}]}},
