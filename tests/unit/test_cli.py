@@ -11,6 +11,7 @@ from rich.console import Console
 from rlflow import cli
 from rlflow.client import JobInfo
 from rlflow.errors import RolloutError, SpecError, UserError
+from rlflow.spec.jobs import JOB_KINDS
 
 
 def rlflow(*arguments, cwd):
@@ -42,10 +43,10 @@ print([name for name in heavy if name in sys.modules])
     assert ran.stdout == "[]\n", ran.stderr
 
 
-def test_schema_describes_both_kinds_of_job(tmp_path):
+def test_schema_describes_every_kind_of_job(tmp_path):
     shown = rlflow("schema", cwd=tmp_path)
     schema = json.loads(shown.stdout)
-    assert set(schema["discriminator"]["mapping"]) == {"sft", "grpo"}
+    assert set(schema["discriminator"]["mapping"]) == JOB_KINDS.keys()
 
 
 @pytest.mark.parametrize(
