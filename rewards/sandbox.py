@@ -9,7 +9,7 @@ from rlflow.rewards.api import RewardSample
 from rlflow.rewards.calling import describe_timeout
 from rlflow.rewards.process import ProcessLostError, RewardProcess
 from rlflow.rewards.protocol import CallMode, Failed, Outcome, Outcomes, Ready, Start, StartFailed
-from rlflow.spec.rewards import PluginSpec, RewardSpec, default_name
+from rlflow.spec.rewards import ModelRewardSpec, PluginSpec, RewardSpec, default_name
 
 START_TIMEOUT_S = 60.0
 CONCURRENT_GRACE_S = 2.0
@@ -49,7 +49,8 @@ class RewardSandbox:
         process = RewardProcess(self._cwd)
         try:
             process.send(Start(self._spec, self._cwd))
-            limit_s = max(START_TIMEOUT_S, self._spec.timeout_s)  # a reward model is also loaded
+            loads_model = isinstance(self._spec, ModelRewardSpec)
+            limit_s = max(START_TIMEOUT_S, self._spec.timeout_s) if loads_model else START_TIMEOUT_S
             answer = process.receive(limit_s, f"importing took longer than {limit_s:g} s")
         except ProcessLostError as lost:
             process.kill()

@@ -128,7 +128,7 @@ class ModelRewardSpec(_RewardFields):
     path: str = Field(min_length=1)
     """Directory or hub id of the model and its tokenizer, whose chat template renders the conversation."""
     timeout_s: PositiveFloat = 120.0
-    """Seconds that a group of completions may take."""
+    """Seconds that a group of completions may take; also loading the model, for which there are at least 60."""
     batch_size: PositiveInt = 16
     """Conversations that go through the model together."""
     max_tokens: PositiveInt = 4096
