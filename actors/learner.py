@@ -76,6 +76,13 @@ class LearnerActor:
             probe.bind(("", 0))
             return ray.util.get_node_ip_address(), probe.getsockname()[1]
 
+    def import_libraries(self) -> None:
+        """Import what takes long, without touching a device."""
+        import deepspeed
+        import transformers
+
+        assert deepspeed and transformers
+
     def build(self, setup: LearnerSetup, rank: int, world_size: int, address: tuple[str, int]) -> tuple[Any, ...]:
         """Start the engine (collective). Returns the weight buckets."""
         if setup.num_threads is not None:

@@ -102,14 +102,14 @@ def sampling_devices(job: RolloutJob, device: Literal["gpu", "cpu"]) -> DevicePl
 
 
 async def _start(learner: LearnerGroup, rollouts: RolloutGroup, context: JobContext) -> None:
-    """Build the learner and start engines: side by side on CPU. On a GPU the engine first, then asleep, because vLLM wants
-    its share of the memory free when it starts."""
+    """Build the learner and start engines: side by side on CPU. On a GPU the engine first (while the learner only imports), then
+    asleep, because vLLM wants its share of the memory free when it starts."""
     journal = context.journal
     start, build = journal.timed("rollout engines", rollouts.start_missing), journal.timed("learner", learner.build)
     if context.machine.device == "cpu" or not rollouts.has_missing:
         await asyncio.gather(build(), start())
         return
-    await start()
+    await asyncio.gather(start(), learner.import_libraries())
     if rollouts.can_sleep:
         await rollouts.call("sleep")
     await build()

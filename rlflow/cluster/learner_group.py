@@ -36,6 +36,10 @@ class LearnerGroup:
         """Size of the group."""
         return len(self._ranks)
 
+    async def import_libraries(self) -> None:
+        """Let the ranks import their libraries, which takes long and needs no device."""
+        await self._all("import_libraries")
+
     async def build(self) -> None:
         """Load the model on all ranks together."""
         address = await self._one(self._ranks[0].rendezvous.remote())

@@ -1,8 +1,9 @@
 """Job specs: one class a `kind`."""
 
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, TypeAdapter, model_validator
+from pydantic import Field, TypeAdapter
 
 from rlflow.spec.algorithm import CriticSpec, GkdSpec, GrpoSpec, PpoSpec, TeacherSpec
 from rlflow.spec.base import Spec
@@ -10,7 +11,7 @@ from rlflow.spec.data import DataSpec
 from rlflow.spec.learner import LearnerSpec
 from rlflow.spec.model import ModelSpec
 from rlflow.spec.preferences import DpoSpec, KtoSpec, RewardModelSpec
-from rlflow.spec.rewards import RewardPoolSpec, RewardSpec, resolve_names
+from rlflow.spec.rewards import RewardPoolSpec, RewardSpec, name_problems
 from rlflow.spec.rollout import RolloutSpec
 from rlflow.spec.run import EvaluateSpec, RunSpec
 
@@ -35,19 +36,16 @@ class Job(Spec):
     epochs: float | None = Field(default=None, gt=0)
     """Passes over the data; set this or `steps`."""
 
-    @model_validator(mode="after")
-    def _one_length(self) -> Self:
+    def contradictions(self) -> Iterator[str]:
+        """Between what every job has."""
         if (self.steps is None) == (self.epochs is None):
-            raise ValueError("set exactly one of steps and epochs")
-        return self
-
-    @model_validator(mode="after")
-    def _evaluation_samples(self) -> Self:
+            yield "set exactly one of steps and epochs"
         sampling = {"temperature", "top_p", "max_completion_tokens", "num_samples"}
         given = [name for name in sorted(sampling) if getattr(self.evaluate, name) != EvaluateSpec.model_fields[name].default]
         if given and not isinstance(self, RolloutJob):
-            raise ValueError(f"evaluate.{given[0]}: a job of kind {self.kind} does not sample; its evaluation is by loss")
-        return self
+            yield f"evaluate.{given[0]}: a job of kind {self.kind} does not sample; its evaluation is by loss"
+        if self.learner.zero_stage == 0 and self.model.dtype != "float32":
+            yield f"learner.zero_stage: 0 needs model.dtype float32, not {self.model.dtype}; use 1 or higher"
 
     @property
     def rows_per_step(self) -> int:
@@ -91,11 +89,11 @@ class PreferenceJob(Job):
     batch_size: int = Field(default=16, ge=1)
     """Pairs, or labelled answers, in an optimiser step, over all ranks."""
 
-    @model_validator(mode="after")
-    def _answers_are_compared(self) -> Self:
+    def contradictions(self) -> Iterator[str]:
+        """Between data and objective."""
+        yield from super().contradictions()
         if self.data.loss == "all":
-            raise ValueError("data.loss: preferences compare answers; use default (the last answer) or last_round")
-        return self
+            yield "data.loss: preferences compare answers; use default (the last answer) or last_round"
 
     @property
     def rows_per_step(self) -> int:
@@ -160,11 +158,12 @@ class RolloutJob(Job):
     prompts_per_step: int = Field(default=8, ge=1)
     """Prompts sampled for a step; with `rollout.num_generations` completions each."""
 
-    @model_validator(mode="after")
-    def _samples_differ(self) -> Self:
+    def contradictions(self) -> Iterator[str]:
+        """Between rewards, and in the evaluation."""
+        yield from super().contradictions()
+        yield from name_problems(self.rewards)
         if self.evaluate.temperature == 0 and self.evaluate.num_samples > 1:
-            raise ValueError("evaluate.num_samples: with evaluate.temperature: 0 all samples of a row are the same")
-        return self
+            yield "evaluate.num_samples: with evaluate.temperature: 0 all samples of a row are the same"
 
     @property
     def longest_completion(self) -> int:
@@ -202,21 +201,21 @@ class GrpoJob(RolloutJob):
     grpo: GrpoSpec = GrpoSpec()
     """The objective."""
 
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        resolve_names(self.rewards)
+    def contradictions(self) -> Iterator[str]:
+        """Between the objective, sampling and training."""
+        yield from super().contradictions()
         if self.rollout.num_generations < 2 and self.grpo.advantage_estimator != "reinforce_plus_plus":
-            raise ValueError(
+            yield (
                 "rollout.num_generations: a group needs at least 2 completions for "
                 f"grpo.advantage_estimator: {self.grpo.advantage_estimator}"
             )
         if self.rollout.num_generations < 2 and self.grpo.drops_equal_rewards:
             name = "filter_zero_std" if self.grpo.filter_zero_std else "dynamic_sampling"
-            raise ValueError(f"grpo.{name}: a group of rollout.num_generations = 1 would always be left out")
+            yield (f"grpo.{name}: a group of rollout.num_generations = 1 would always be left out")
         if self.grpo.reference_every is not None and self.model.lora is not None:
-            raise ValueError("grpo.reference_every: with model.lora the reference is the model without adapters, always the same")
+            yield ("grpo.reference_every: with model.lora the reference is the model without adapters, always the same")
         if self.prompts_per_step % self.grpo.optimizer_steps_per_batch:
-            raise ValueError(
+            yield (
                 f"prompts_per_step: {self.prompts_per_step} prompts cannot be split evenly into "
                 f"grpo.optimizer_steps_per_batch = {self.grpo.optimizer_steps_per_batch} optimiser steps"
             )
@@ -224,15 +223,12 @@ class GrpoJob(RolloutJob):
             "sample",
             "none",
         ):
-            raise ValueError(
-                "rollout.sampler_logprobs: grpo.sampler_correction needs the sampler's log-probabilities; use auto or all"
-            )
+            yield ("rollout.sampler_logprobs: grpo.sampler_correction needs the sampler's log-probabilities; use auto or all")
         if self.grpo.sampler_correction.mode != "none" and not self.rollout.samples_model_distribution:
-            raise ValueError(
+            yield (
                 "grpo.sampler_correction.mode: cannot be used with rollout.top_p < 1 or rollout.top_k > 0, "
                 "because the sampler's log-probabilities are renormalised there"
             )
-        return self
 
     @property
     def max_prompts_per_step(self) -> int:
@@ -256,17 +252,16 @@ class PpoJob(RolloutJob):
     critic: CriticSpec = CriticSpec()
     """The critic."""
 
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        resolve_names(self.rewards)
+    def contradictions(self) -> Iterator[str]:
+        """Between the objective, sampling and training."""
+        yield from super().contradictions()
         if self.prompts_per_step % self.ppo.optimizer_steps_per_batch:
-            raise ValueError(
+            yield (
                 f"prompts_per_step: {self.prompts_per_step} prompts cannot be split evenly into "
                 f"ppo.optimizer_steps_per_batch = {self.ppo.optimizer_steps_per_batch} optimiser steps"
             )
         if self.steps is not None and self.ppo.critic_warmup_steps >= self.steps:
-            raise ValueError("ppo.critic_warmup_steps: the policy would never be trained; set fewer than steps")
-        return self
+            yield ("ppo.critic_warmup_steps: the policy would never be trained; set fewer than steps")
 
     @property
     def num_learners(self) -> int:
@@ -296,14 +291,11 @@ class GkdJob(RolloutJob):
     rewards: tuple[RewardSpec, ...] = ()
     """Only measured: of the student's completions, and of the held-out rows' in evaluations."""
 
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        resolve_names(self.rewards)
+    def contradictions(self) -> Iterator[str]:
+        """Between the objective, sampling and training."""
+        yield from super().contradictions()
         if not self.rewards and self.data.held_out:
-            raise ValueError(
-                "data.held_out: without rewards there is nothing to evaluate held-out rows by; add rewards, or set 0"
-            )
-        return self
+            yield ("data.held_out: without rewards there is nothing to evaluate held-out rows by; add rewards, or set 0")
 
     @property
     def num_learners(self) -> int:

@@ -64,7 +64,8 @@ def parse_job(document: dict[str, Any], overrides: Sequence[str] = (), *, origin
     try:
         return JOB_KINDS[kind].model_validate(document)
     except ValidationError as error:
-        lines = [f"{origin}: {line}" for line in _problems(error, JOB_KINDS[kind], document)]
+        problems = _problems(error, JOB_KINDS[kind], document)
+        lines = [f"{origin}: {line}" for problem in problems for line in problem.splitlines()]
         raise SpecError("\n".join(dict.fromkeys(lines))) from None
     except SpecError as error:
         raise SpecError(f"{origin}: {error}") from None
@@ -152,7 +153,7 @@ def _problem(item: dict[str, Any], model: type[BaseModel], document: dict[str, A
         return f"{dotted}.{field}: {_unknown(item['ctx'].get('tag'), _tags(_members(owners, path)))}"
     message = item["msg"].removeprefix("Value error, ")
     if kind == "value_error":
-        return f"{dotted}: {message}" if dotted else message
+        return "\n".join(f"{dotted}: {line}" if dotted else line for line in message.splitlines())
     return f"{dotted}: {message} (got {item['input']!r})"
 
 

@@ -1,7 +1,7 @@
 """Specs of rewards: what scores a completion, with which weight and time limit."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from string import Formatter
 from typing import Annotated, Any, Literal, Self
 
@@ -219,16 +219,22 @@ def default_name(spec: RewardSpec) -> str:
 
 def resolve_names(specs: Sequence[RewardSpec]) -> list[str]:
     """One name per reward, in order. Raises SpecError if two rewards would share one, or one has the sum's."""
+    if problems := list(name_problems(specs)):
+        raise SpecError("\n".join(problems))
+    return [default_name(spec) for spec in specs]
+
+
+def name_problems(specs: Sequence[RewardSpec]) -> Iterator[str]:
+    """Names that two rewards share, or that belong to the sum; one line each."""
     names = [default_name(spec) for spec in specs]
     for index, name in enumerate(names):
         if name == "reward":
-            raise SpecError(f"rewards[{index}]: the name 'reward' is that of the weighted sum; give it another `name`")
-        if name in names[:index]:
-            raise SpecError(
+            yield f"rewards[{index}]: the name 'reward' is that of the weighted sum; give it another `name`"
+        elif name in names[:index]:
+            yield (
                 f"rewards[{index}]: the name '{name}' is already taken by rewards[{names.index(name)}]; "
                 "give one of them another `name`"
             )
-    return names
 
 
 def with_token_limits(spec: RewardSpec, max_completion_tokens: int) -> RewardSpec:

@@ -347,3 +347,14 @@ def test_resolved_holds_every_default():
         "weight_decay": 0.1,
     }
     assert data["data"]["sources"][0] == {"type": "file", "path": "rows.jsonl", "sample": 5, "columns": {}}
+
+
+def test_contradictions_are_reported_together():
+    changes = {"grpo": {"optimizer_steps_per_batch": 3}, "learner": {"zero_stage": 0}, "epochs": 1}
+    with pytest.raises(SpecError) as caught:
+        parse_job(spec(**changes), origin="a.yaml")
+    assert str(caught.value).splitlines() == [
+        "a.yaml: set exactly one of steps and epochs",
+        "a.yaml: learner.zero_stage: 0 needs model.dtype float32, not bfloat16; use 1 or higher",
+        "a.yaml: prompts_per_step: 8 prompts cannot be split evenly into grpo.optimizer_steps_per_batch = 3 optimiser steps",
+    ]
