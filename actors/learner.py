@@ -78,10 +78,9 @@ class LearnerActor:
 
     def import_libraries(self) -> None:
         """Import what takes long, without touching a device."""
-        import deepspeed
-        import transformers
+        from rlflow.learner.process_group import import_libraries
 
-        assert deepspeed and transformers
+        import_libraries()
 
     def build(self, setup: LearnerSetup, rank: int, world_size: int, address: tuple[str, int]) -> tuple[Any, ...]:
         """Start the engine (collective). Returns the weight buckets."""

@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass
 from datetime import timedelta
+from importlib import import_module
 
 import torch
 import torch.distributed as dist
@@ -17,6 +18,12 @@ class RankInfo:
     world_size: int
     master_address: str
     master_port: int
+
+
+def import_libraries() -> None:
+    """Import what takes long, without touching a device."""
+    for name in ("deepspeed", "transformers"):
+        import_module(name)
 
 
 def join_process_group(info: RankInfo, timeout_s: float) -> torch.device:
