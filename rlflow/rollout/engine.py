@@ -55,6 +55,7 @@ class RolloutEngine:
         `can_sleep`: be able to free the device memory (GPUs only); `num_threads`: CPU threads it computes with.
         """
         on_gpu = _prepare_environment(spec)
+        plain = spec.temperature == 1.0 and spec.samples_model_distribution
         arguments = {
             "model": model_path,
             "dtype": dtype,
@@ -67,9 +68,8 @@ class RolloutEngine:
             "enforce_eager": spec.enforce_eager or not on_gpu,
             "enable_sleep_mode": can_sleep,
             "enable_prefix_caching": True,
-            # A seeded request whose prompt is cut in two takes vLLM's (0.32) CPU engine down: its generators have no offset.
-            "enable_chunked_prefill": on_gpu,
-            "logprobs_mode": "processed_logprobs",
+            # Of the full distribution at temperature 1 both are the same; raw ones cost nothing while no request asks for them.
+            "logprobs_mode": "raw_logprobs" if plain else "processed_logprobs",
             "generation_config": "vllm",
             "worker_extension_cls": _RECEIVER,
             "disable_log_stats": True,

@@ -10,6 +10,9 @@ from typing import Any
 
 from rlflow.errors import EngineDied
 
+_ARRIVAL_S = 0.005
+"""An idle engine begins when no request has come for this long: those sent together are then prefilled together."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Command:
@@ -29,9 +32,9 @@ class EngineThread:
         self._commands: queue.SimpleQueue[_Command | None] = queue.SimpleQueue()
         self._outputs: dict[str, Future[Any]] = {}
         self._created: Future[None] = Future()
-        self._stopped: Future[None] = Future()
         self._death: BaseException | None = None
-        threading.Thread(target=self._run, args=(create,), name="vllm-engine", daemon=True).start()
+        self._thread = threading.Thread(target=self._run, args=(create,), name="vllm-engine", daemon=True)
+        self._thread.start()
 
     async def started(self) -> None:
         """Wait until the engine can be used. Raises what its construction raised."""
@@ -59,9 +62,11 @@ class EngineThread:
             raise
 
     async def close(self, timeout_s: float) -> None:
-        """Stop the engine after the present step, and wait for its end."""
+        """Stop the engine after the present step, and wait for its end (a thread that frees CUDA memory while the interpreter
+        ends takes the process down).
+        """
         self._commands.put(None)
-        await asyncio.wait({asyncio.wrap_future(self._stopped)}, timeout=timeout_s)
+        await asyncio.to_thread(self._thread.join, timeout_s)
 
     def _run(self, create: Callable[[], Any]) -> None:
         try:
@@ -72,19 +77,19 @@ class EngineThread:
         self._created.set_result(None)
         while self._do_commands(engine):
             self._step(engine)
-        try:
-            engine.engine_core.shutdown()
-        finally:
-            self._stopped.set_result(None)
+        engine.engine_core.shutdown()
 
     def _do_commands(self, engine: Any) -> bool:
         """Everything asked for by now; waits if there is nothing else to do. False: the engine is to stop."""
-        while not self._commands.empty() or not self._is_busy(engine):
-            command = self._commands.get()
+        patience_s = 0.0 if self._is_busy(engine) else _ARRIVAL_S
+        while True:
+            try:
+                command = self._commands.get(timeout=patience_s if self._is_busy(engine) else None)
+            except queue.Empty:
+                return True
             if command is None:
                 return False
             self._do(command, engine)
-        return True
 
     def _is_busy(self, engine: Any) -> bool:
         return self._death is None and engine.has_unfinished_requests()

@@ -44,8 +44,10 @@ class Rank:
         weights: dict[str, np.ndarray] = {}
         exporter = self.learner.exporter
         for index, bucket in enumerate(exporter.buckets):
-            memory = open_buffer(exporter.write_bucket(index))
-            weights |= {name: tensor.float().numpy().copy() for name, tensor in read_bucket(memory, bucket)}
+            handle = exporter.write_bucket(index)
+            # A process cannot open its own CUDA memory through IPC.
+            memory = open_buffer(handle) if handle.device == "cpu" else exporter._buffer.bytes_B
+            weights |= {name: tensor.float().cpu().numpy().copy() for name, tensor in read_bucket(memory, bucket)}
         exporter.release()
         return weights
 

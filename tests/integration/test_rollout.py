@@ -42,8 +42,12 @@ def model(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def worker(model) -> Iterator[Worker]:
-    """An engine with the model's weights, which has refused to sample without them."""
-    spec = RolloutSpec(max_completion_tokens=MAX_TOKENS)
+    """An engine with the model's weights, which has refused to sample without them.
+
+    Started for a temperature that is not 1, so that its log-probabilities are those after scaling; at 1, the weight sync's tests
+    compare them.
+    """
+    spec = RolloutSpec(max_completion_tokens=MAX_TOKENS, temperature=0.7)
     with rollout_engine(model, spec, max_model_tokens=MAX_MODEL_TOKENS) as worker:
         assert "before its first weight sync" in worker.run(failure, REQUEST)
         worker.run(send_weights, model)
@@ -164,7 +168,7 @@ async def generate(
     engine: RolloutEngine, requests: Sequence[GroupRequest], spec: RolloutSpec | None = None
 ) -> list[CompletionGroup]:
     """All requests at once, with these sampling settings."""
-    engine = engine if spec is None else _with_settings(engine, spec)
+    engine = _with_settings(engine, spec or RolloutSpec(max_completion_tokens=MAX_TOKENS))
     return list(await asyncio.gather(*(engine.generate(request) for request in requests)))
 
 
