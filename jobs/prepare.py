@@ -31,7 +31,7 @@ def prepare_model(job: Job, run: RunDirectory) -> PreparedModel:
     """Find or create the model; write the job's tokenizer into the run directory. Raises `UserError`."""
     from rlflow.data.chat import load_tokenizer
 
-    path = _create_random(job.model.random, job, run) if job.model.random else model_path(job.model, Path(job.run.dir))
+    path = _create_random(job.model.random, job, run) if job.model.random else fetch_model(job.model, Path(job.run.dir))
     tokenizer = load_tokenizer(path, job.data)
     tokenizer_path = run.path / "tokenizer"
     tokenizer.save_pretrained(tokenizer_path)
@@ -50,6 +50,16 @@ def model_path(model: ModelSpec, runs: Path, field: str = "model") -> str:
     if latest is not None:
         return str(latest[1] / "model")
     raise SpecError(f"{field}.from_run: {model.from_run} has no model in {runs}; run that job first")
+
+
+def fetch_model(model: ModelSpec, runs: Path, field: str = "model") -> str:
+    """The same, as a path or id that transformers and vLLM can load: a model of ModelScope is downloaded."""
+    path = model_path(model, runs, field)
+    if model.hub == "huggingface" or Path(path).is_dir():
+        return path
+    from rlflow.data.modelscope_hub import download_modelscope_model
+
+    return download_modelscope_model(path, model.revision, field)
 
 
 def check_vocabulary(path: str, tokenizer: Any, field: str) -> None:

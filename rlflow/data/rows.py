@@ -38,6 +38,8 @@ class Part:
     name: str
     dataset: "Dataset"
     format: Format
+    source: int = 0
+    """Which of the spec's sources it belongs to."""
 
     def fingerprint(self) -> bytes:
         """Digest of the name and content: the same for the same rows, wherever they are cached."""

@@ -1,7 +1,8 @@
 import pytest
 from pydantic import ValidationError
 
-from rlflow.spec.data import DataSpec, FileSource, HubSource, ReasoningGymSource, parse_source
+from rlflow.spec.data import DataSpec
+from rlflow.spec.sources import FileSource, HubSource, ReasoningGymSource, parse_source
 
 
 @pytest.mark.parametrize(
@@ -12,6 +13,7 @@ from rlflow.spec.data import DataSpec, FileSource, HubSource, ReasoningGymSource
         ("./rows", FileSource(path="./rows")),
         ("swift/self-cognition:qwen3#600", HubSource(id="swift/self-cognition", subset="qwen3", sample=600)),
         ("HF::a/b:x/y#5", HubSource(id="a/b", subset="x/y", sample=5)),
+        ("MS::a/b:x#5", HubSource(id="a/b", subset="x", sample=5, hub="modelscope")),
         ("org/name#5000", HubSource(id="org/name", sample=5000)),
         ("gsm8k", HubSource(id="gsm8k")),
         ("reasoning_gym:chain_sum#1000", ReasoningGymSource(task="chain_sum", size=1000)),
@@ -37,7 +39,10 @@ def test_a_single_source_needs_no_list():
     [
         ({"sources": []}, "at least 1"),
         ({"sources": ["rows.jsonl#many"]}, "must be a number of rows"),
-        ({"sources": ["MS::org/name"]}, "ModelScope is not supported"),
+        ({"sources": ["MS::org name"]}, "neither a file nor a data set id"),
+        ({"sources": ["a.csv"], "mix": {"weights": [1, 2]}}, "2 weights for 1 sources"),
+        ({"sources": ["a.csv"], "mix": {"weights": [0]}}, "greater than 0"),
+        ({"sources": [{"type": "file", "path": "a.csv", "held_out": 3}], "held_out": 2}, "own held_out"),
         ({"sources": ["what is this"]}, "neither a file nor a data set id"),
         ({"sources": ["a.csv"], "held_out": 1.5}, "not a fraction below 1.0"),
         ({"sources": ["a.csv"], "held_out": -1}, "greater than or equal to 0"),

@@ -346,7 +346,7 @@ def test_resolved_holds_every_default():
         "epsilon": 1e-8,
         "weight_decay": 0.1,
     }
-    assert data["data"]["sources"][0] == {"type": "file", "path": "rows.jsonl", "sample": 5, "columns": {}}
+    assert data["data"]["sources"][0] == {"type": "file", "path": "rows.jsonl", "sample": 5, "columns": {}, "held_out": None}
 
 
 def test_contradictions_are_reported_together():
