@@ -12,7 +12,7 @@ from rlflow.data.tokenized import PromptSet, tokenize_conversations, tokenize_pr
 from rlflow.errors import DataError, SpecError
 from rlflow.loops.conversations import ConversationLengths
 from rlflow.observe.run_dir import RunDirectory
-from rlflow.spec.jobs import Job, KtoJob, PreferenceJob, RolloutJob
+from rlflow.spec.jobs import Job, KtoJob, PreferenceJob, RolloutJob, SftJob
 from rlflow.spec.model import ModelSpec, RandomModelSpec
 
 
@@ -115,11 +115,13 @@ def load_rows(job: Job, run: RunDirectory) -> tuple[Rows, Rows]:
 
 def _row_format(job: Job) -> Any:
     """What detects how the job's rows are read."""
-    from rlflow.data.formats import detect_format
+    from rlflow.data.formats import detect_format, detect_training_format
     from rlflow.data.preferences import DetectLabelled, detect_preference_format
 
     if isinstance(job, KtoJob):
         return DetectLabelled(job.kto.unpair_rows)
+    if isinstance(job, SftJob):
+        return detect_training_format
     return detect_preference_format if isinstance(job, PreferenceJob) else detect_format
 
 

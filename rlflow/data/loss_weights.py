@@ -55,7 +55,11 @@ def weigh_text(
     """The rendered conversation and the weighted spans of its assistant turns.
 
     A message's own `loss` (true or false) overrides `data.loss`; its `loss_scale` multiplies the weight.
+    A plain text stands between the tokenizer's start and end tokens, and is trained whole.
     """
+    if messages[0]["role"] == "text":
+        text = _render_text(tokenizer, messages[0]["content"])
+        return text, [Span(0, len(text), 1.0)]
     messages = add_system(messages, spec)
     text, turns = locate_turns(tokenizer, messages, spec, frame)
     last_user = max(number for number, message in enumerate(messages) if message["role"] == "user")
@@ -79,6 +83,12 @@ def weigh_tokens(offsets: Iterable[tuple[int, int]], spans: Sequence[Span], base
     for span in sorted(spans, key=lambda span: span.weight):
         weights[(bounds[:, 0] < span.end) & (bounds[:, 1] > span.start)] = span.weight
     return weights
+
+
+def _render_text(tokenizer: "PreTrainedTokenizerBase", text: str) -> str:
+    ids = tokenizer("a")["input_ids"]
+    starts = tokenizer.bos_token is not None and ids[0] == tokenizer.bos_token_id
+    return (str(tokenizer.bos_token) if starts else "") + text + str(tokenizer.eos_token or "")
 
 
 def _weigh_message(message: Message, trained: bool) -> float:

@@ -1,5 +1,6 @@
 import pytest
 
+from rlflow.data.chat import render
 from rlflow.data.loss_weights import Span, encode_conversation, weigh_tokens
 from rlflow.errors import DataError
 from rlflow.spec.data import DataSpec
@@ -189,3 +190,44 @@ def test_a_token_over_two_spans_takes_the_larger_weight():
     offsets = [(0, 2), (2, 4), (2, 4), (4, 7), (7, 7)]
     weights = weigh_tokens(offsets, [Span(1, 3, 0.5), Span(5, 7, 1.0)], base=0.0)
     assert weights.tolist() == [0.5, 0.5, 0.5, 1.0, 0.0]
+
+
+TOOL_TEMPLATE = """
+{%- if tools -%}{{- 'TOOLS ' + (tools | tojson) + '\n' -}}{%- endif -%}
+{%- for m in messages -%}{{- '<|im_start|>' + m.role + '\n' + m.content -}}
+{%- for call in m.tool_calls or [] -%}{{- '\ncall ' + (call.function | tojson) -}}{%- endfor -%}
+{{- '<|im_end|>\n' -}}{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}
+"""
+
+
+def test_tools_reach_the_template_and_calls_are_trained(byte_level):
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+    messages = [
+        {"role": "user", "content": "1+1", "tools": [{"name": "add"}]},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "2"},
+        {"role": "assistant", "content": "two"},
+    ]
+    assert trained(byte_level, messages, TOOL_TEMPLATE) == [
+        ('\ncall {"name": "add", "arguments": {"a": 1}}<|im_end|>', 1.0),
+        ("two<|im_end|>", 1.0),
+    ]
+    spec = DataSpec(sources=("unused.jsonl",))
+    byte_level.chat_template, own = TOOL_TEMPLATE, byte_level.chat_template
+    try:
+        assert render(byte_level, messages, spec, for_generation=False).startswith('TOOLS [{"name": "add"}]')
+    finally:
+        byte_level.chat_template = own
+
+
+@pytest.mark.parametrize("key", ["tools", "tool_calls"])
+def test_a_template_that_would_leave_tools_out_is_refused(byte_level, key):
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]
+    messages[key == "tool_calls"][key] = [{"function": {"name": "add"}}]
+    with pytest.raises(DataError, match=f"it has {key}, which the chat template does not write"):
+        trained(byte_level, messages, PLAIN)
+
+
+def test_every_token_of_a_plain_text_is_trained_and_it_ends(tokenizer):
+    assert trained(tokenizer, [{"role": "text", "content": "Paris"}], loss="last_round") == [("Paris<|im_end|>", 1.0)]

@@ -140,6 +140,18 @@ def test_columns_are_renamed_before_detection(tmp_path, write_jsonl):
         load(tmp_path, source | {"columns": {"nope": "query"}})
 
 
+def test_tools_of_rows_keep_their_own_fields(tmp_path, write_jsonl):
+    tools = [[{"name": "add", "properties": {"a": {"type": "integer"}}}], [{"name": "say", "properties": {"text": {"x": 1}}}]]
+    calls = [{"name": "add", "arguments": {"a": 1}}, {"name": "say", "arguments": {"text": "hi", "deep": {"b": [1]}}}]
+    rows = [
+        {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "tool_calls": [call]}], "tools": given}
+        for call, given in zip(calls, tools, strict=True)
+    ]
+    found = load(tmp_path, write_jsonl(rows)).read([0, 1])
+    assert [messages[0]["tools"] for messages in found] == tools
+    assert [messages[1]["tool_calls"][0]["function"] for messages in found] == calls
+
+
 def test_a_missing_file_names_field_and_file(tmp_path):
     with pytest.raises(DataError, match=r"data.sources\[0\].path: there is no file nowhere.jsonl"):
         load(tmp_path, "nowhere.jsonl")
