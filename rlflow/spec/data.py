@@ -1,5 +1,6 @@
 """What data a job reads, how it is mixed, rendered and limited."""
 
+import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
@@ -19,6 +20,28 @@ class MixSpec(Spec):
 
     stop: Literal["first_exhausted", "all_exhausted"] = "first_exhausted"
     """Stop when the first source has no row left, or start sources anew until every one of them was read whole."""
+
+
+class LossWeightSpec(Spec):
+    """What a regular expression finds in an assistant turn counts more, less, or not at all."""
+
+    pattern: str
+    """Regular expression, searched in each assistant turn without its end token; `^` is its start, `.` also a line break."""
+
+    weight: float = Field(ge=0)
+    """Factor on the weight of what was found; 0: not trained."""
+
+    @field_validator("pattern")
+    @classmethod
+    def _check_pattern(cls, value: str) -> str:
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise ValueError(f"{value!r} is no regular expression: {error}") from None
+        return value
+
+
+LossWeights = Literal["hermes", "react", "agentflan", "alpha_umi", "ignore_think_prefix"] | LossWeightSpec
 
 
 class DataSpec(Spec):
@@ -46,8 +69,9 @@ class DataSpec(Spec):
     max_tokens: int = Field(default=2048, ge=1)
     """Longest training conversation (SFT), prompt and answers together, in tokens."""
 
-    overlong: Literal["error", "drop"] = "error"
-    """What to do with a row beyond its limit: stop and name it, or drop it and say how many were dropped."""
+    overlong: Literal["error", "drop", "truncate_left", "truncate_right", "split"] = "error"
+    """What to do with a row beyond its limit: stop and name it (error), or drop it and say how many were dropped. For SFT also:
+    keep its last (truncate_left) or first (truncate_right) `max_tokens` tokens, or make several rows of a plain text (split)."""
 
     chat_template: str | None = None
     """A packaged template (`qwen3`) or a .jinja file, for base models. Unset: the tokenizer's own."""
@@ -60,6 +84,10 @@ class DataSpec(Spec):
 
     ignore_empty_think: bool = False
     """Give an empty `<think></think>` block at the start of an assistant turn no loss."""
+
+    loss_weights: tuple[LossWeights, ...] = ()
+    """How much parts of assistant turns count in the loss of SFT: `{pattern, weight}`, or the name of a packaged set
+    (ms-swift's): `hermes`, `react`, `agentflan`, `alpha_umi`, `ignore_think_prefix`. Overlapping weights multiply."""
 
     system: str | None = None
     """System prompt of rows that have none."""

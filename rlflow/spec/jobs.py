@@ -44,6 +44,10 @@ class Job(Spec):
         given = [name for name in sorted(sampling) if getattr(self.evaluate, name) != EvaluateSpec.model_fields[name].default]
         if given and not isinstance(self, RolloutJob):
             yield f"evaluate.{given[0]}: a job of kind {self.kind} does not sample; its evaluation is by loss"
+        if self.kind != "sft" and self.data.overlong not in ("error", "drop"):
+            yield f"data.overlong: {self.data.overlong} is for kind sft; a job of kind {self.kind} needs error or drop"
+        if self.kind != "sft" and self.data.loss_weights:
+            yield f"data.loss_weights: a job of kind {self.kind} would not use them; remove them"
         if self.learner.zero_stage == 0 and self.model.dtype != "float32":
             yield f"learner.zero_stage: 0 needs model.dtype float32, not {self.model.dtype}; use 1 or higher"
 

@@ -231,3 +231,45 @@ def test_a_template_that_would_leave_tools_out_is_refused(byte_level, key):
 
 def test_every_token_of_a_plain_text_is_trained_and_it_ends(tokenizer):
     assert trained(tokenizer, [{"role": "text", "content": "Paris"}], loss="last_round") == [("Paris<|im_end|>", 1.0)]
+
+
+def answer(byte_level, text, *weights, **fields):
+    return trained(byte_level, say("q", text), loss_weights=weights, **fields)
+
+
+def test_patterns_weigh_what_they_find(byte_level):
+    found = answer(byte_level, "a 12 b 34", {"pattern": r"\d+", "weight": 3})
+    assert found == [("a ", 1), ("12", 3), (" b ", 1), ("34", 3), ("<|im_end|>", 1)]
+    assert answer(byte_level, "aXb", {"pattern": "X", "weight": 2}, {"pattern": "Xb", "weight": 0.5}) == [
+        ("aX", 1.0), ("b", 0.5), ("<|im_end|>", 1.0)
+    ]  # fmt: skip
+    assert answer(byte_level, "ab ab", {"pattern": "^ab$", "weight": 0}) == [("ab ab<|im_end|>", 1)]
+    assert answer(byte_level, "ab", {"pattern": "b", "weight": 2}, loss="all")[-1] == ("<|im_end|>\n", 1)
+
+
+def test_patterns_multiply_the_weight_of_the_message(byte_level):
+    messages = say("q", "a1")
+    messages[1]["loss_scale"] = 0.5
+    assert trained(byte_level, messages, loss_weights=[{"pattern": "1", "weight": 4}]) == [
+        ("a", 0.5), ("1", 2), ("<|im_end|>", 0.5)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("hermes", "x<tool_call>\n1\n</tool_call>y", [("x", 1), ("<tool_call>\n1\n</tool_call>", 2), ("y<|im_end|>", 1)]),
+        ("ignore_think_prefix", "<think>\nab</think>c", [("ab</think>c<|im_end|>", 1)]),
+        ("react", "Thought: t\nAction: a\nAction Input: i\nObservation: o\nFinal Answer: f", [
+            ("Thought: t\n", 1), ("Action: a\nAction Input: i\nObservation:", 2), ("Final Answer: f<|im_end|>", 1)]),
+        ("alpha_umi", "Next: caller", [("Next: caller", 2), ("<|im_end|>", 1)]),
+        ("agentflan", "Name:n\nAction Input:i", [("Name:", 1), ("n\n", 3), ("Action Input:i", 2), ("<|im_end|>", 1)]),
+    ],
+)  # fmt: skip
+def test_packaged_weights(byte_level, name, text, expected):
+    assert answer(byte_level, text, name) == expected
+
+
+def test_a_row_whose_weights_are_all_zero_is_refused(byte_level):
+    with pytest.raises(DataError, match="nothing to train on"):
+        trained(byte_level, say("q", "ab"), PLAIN, loss_weights=[{"pattern": ".*", "weight": 0}])
