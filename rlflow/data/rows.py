@@ -100,6 +100,10 @@ class Rows(Sequence[Row]):
         part, position = self._locate(index)
         return f"{part.name}, row {position + 1}"
 
+    def source(self, index: int) -> int:
+        """The number of the spec's source that a row came from."""
+        return self._locate(index)[0].source
+
     def read(self, indices: Sequence[int]) -> list[Any]:
         """What the format reads of many rows, such as their messages; touches only the columns that hold it.
 
