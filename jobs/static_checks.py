@@ -13,7 +13,7 @@ from rlflow.spec.jobs import DpoJob, Job, RolloutJob
 from rlflow.spec.load import resolved
 from rlflow.spec.preferences import PluginLossSpec
 from rlflow.spec.rewards import ModelRewardSpec, PluginSpec, with_token_limits
-from rlflow.spec.sources import FileSource
+from rlflow.spec.sources import FileSource, SelfCognitionSource
 
 
 def static_problems(job: Job, earlier_runs: Sequence[str] = ()) -> list[str]:
@@ -54,7 +54,7 @@ def _check_template(job: Job) -> None:
 def _check_sources(job: Job) -> None:
     lines: list[str] = []
     for index, source in enumerate(job.data.sources):
-        if isinstance(source, FileSource):
+        if isinstance(source, FileSource | SelfCognitionSource) and source.path is not None:
             try:
                 list_files(source.path, f"data.sources[{index}].path")
             except UserError as error:

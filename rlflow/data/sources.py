@@ -11,9 +11,10 @@ from rlflow.data.formats import detect_format
 from rlflow.data.modelscope_hub import load_modelscope_dataset
 from rlflow.data.puzzles import generate_puzzles
 from rlflow.data.rows import Format, Part, Rows
+from rlflow.data.self_cognition import BUILT_IN, fill_placeholders
 from rlflow.errors import DataError
 from rlflow.spec.data import DataSpec, MixSpec
-from rlflow.spec.sources import FileSource, HubSource, SourceSpec
+from rlflow.spec.sources import FileSource, Hub, HubSource, SelfCognitionSource, SourceSpec
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -34,7 +35,7 @@ def load_sources(spec: DataSpec, cache_dir: str | Path, detect: Detect = detect_
     parts: list[Part] = []
     positions: list[np.ndarray] = []
     for number, source in enumerate(spec.sources):
-        loaded = _load_source(source, number, Path(cache_dir), detect)
+        loaded = _load_source(source, number, spec, Path(cache_dir), detect)
         every = _list_positions(loaded, first_part=len(parts))
         seed = (spec.seed, _SAMPLING_STREAM, number)
         chosen = _sample(len(every), source.sample, seed, spec.shuffle)
@@ -47,13 +48,17 @@ def load_sources(spec: DataSpec, cache_dir: str | Path, detect: Detect = detect_
     return Rows(parts, mixed[order])
 
 
-def _load_source(source: SourceSpec, number: int, cache_dir: Path, detect: Detect) -> list[Part]:
+def _load_source(source: SourceSpec, number: int, spec: DataSpec, cache_dir: Path, detect: Detect) -> list[Part]:
     field = f"data.sources[{number}]"
     if isinstance(source, FileSource):
-        files = list_files(source.path, f"{field}.path")
-        named = [(str(file), load_file(file, cache_dir)) for file in files]
+        named = _load_files(source.path, field, cache_dir)
     elif isinstance(source, HubSource):
-        named = _load_hub(source, field, cache_dir)
+        subsets = source.subset.split("/") if source.subset else [None]
+        named = _load_hub(source.id, subsets, source.split, source.hub, field, cache_dir)
+    elif isinstance(source, SelfCognitionSource):
+        loaded = [(name, _rename(dataset, source.columns, field, name)) for name, dataset in _load_self(source, field, cache_dir)]
+        named = [(name, fill_placeholders(dataset, source, spec, name)) for name, dataset in loaded]
+        return [_build_part(name, dataset, detect, number) for name, dataset in named]
     else:
         named = [(f"reasoning_gym:{source.task}", generate_puzzles(source, field))]
     return [_build_part(name, _rename(dataset, source.columns, field, name), detect, number) for name, dataset in named]
@@ -70,11 +75,24 @@ def _interleave(lengths: Sequence[int], mix: MixSpec, seed: int) -> np.ndarray:
     return np.asarray(drawn["row"], dtype=np.int64)
 
 
-def _load_hub(source: HubSource, field: str, cache_dir: Path) -> list[tuple[str, "Dataset"]]:
-    load = load_modelscope_dataset if source.hub == "modelscope" else _load_hugging_face_dataset
+def _load_self(source: SelfCognitionSource, field: str, cache_dir: Path) -> list[tuple[str, "Dataset"]]:
+    if source.path is not None:
+        return _load_files(source.path, field, cache_dir)
+    if source.id is not None:
+        return _load_hub(source.id, [None], "train", source.hub, field, cache_dir)
+    return [("self_cognition", load_file(BUILT_IN, cache_dir))]
+
+
+def _load_files(path: str, field: str, cache_dir: Path) -> list[tuple[str, "Dataset"]]:
+    return [(str(file), load_file(file, cache_dir)) for file in list_files(path, f"{field}.path")]
+
+
+def _load_hub(
+    name: str, subsets: Sequence[str | None], split: str, hub: Hub, field: str, cache_dir: Path
+) -> list[tuple[str, "Dataset"]]:
+    load = load_modelscope_dataset if hub == "modelscope" else _load_hugging_face_dataset
     return [
-        (f"{source.id}{f':{subset}' if subset else ''}[{source.split}]", load(source.id, subset, source.split, cache_dir, field))
-        for subset in (source.subset.split("/") if source.subset else [None])
+        (f"{name}{f':{subset}' if subset else ''}[{split}]", load(name, subset, split, cache_dir, field)) for subset in subsets
     ]
 
 

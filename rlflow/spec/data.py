@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from rlflow.spec.base import Spec
-from rlflow.spec.sources import HeldOut, SourceSpec, parse_source
+from rlflow.spec.sources import HeldOut, LanguagePair, SelfCognitionSource, SourceSpec, parse_source
 
 _SourcesInput = str | SourceSpec | Annotated[tuple[str | SourceSpec, ...], Field(min_length=1)]
 
@@ -48,8 +48,14 @@ class DataSpec(Spec):
     """The rows of a job: where they come from, and how they become token sequences."""
 
     sources: tuple[SourceSpec, ...] = Field(min_length=1)
-    """Where rows come from. Strings are short for `file`, `hub` and `reasoning_gym` sources:
-    `rows.jsonl#500`, `org/name:subset#500`, `reasoning_gym:task#500`."""
+    """Where rows come from. Strings are short for sources: `rows.jsonl#500`, `org/name:subset#500` (`MS::` in front: of
+    ModelScope), `reasoning_gym:task#500`, `self_cognition:qwen3#500`."""
+
+    model_name: str | LanguagePair | None = None
+    """What the model calls itself in `self_cognition` sources that do not say."""
+
+    model_author: str | LanguagePair | None = None
+    """Who made the model, in `self_cognition` sources that do not say."""
 
     mix: MixSpec | None = None
     """Draw from the sources by weight. Unset: one after the other, every row once."""
@@ -106,3 +112,14 @@ class DataSpec(Spec):
             yield f"mix.weights: {len(self.mix.weights)} weights for {len(self.sources)} sources; write one for each"
         if self.held_out and all(source.held_out is not None for source in self.sources):
             yield "held_out: every source has its own held_out, so this would be ignored; remove it"
+        yield from self._identity_problems()
+
+    def _identity_problems(self) -> Iterator[str]:
+        """Names that are missing, and those that nothing uses."""
+        selves = {i: source for i, source in enumerate(self.sources) if isinstance(source, SelfCognitionSource)}
+        for given, field in (("name", "model_name"), ("author", "model_author")):
+            unnamed = [number for number, source in selves.items() if getattr(source, given) is None]
+            if getattr(self, field) is not None and not unnamed:
+                yield f"{field}: no self_cognition source uses it; remove it"
+            elif getattr(self, field) is None:
+                yield from (f"sources[{number}].{given}: missing; set it, or data.{field}" for number in unnamed)

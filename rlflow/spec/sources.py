@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
@@ -11,6 +12,8 @@ from rlflow.spec.base import Spec
 FILE_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
 Hub = Literal["huggingface", "modelscope"]
 _HUBS: dict[str, Hub] = {"HF::": "huggingface", "MS::": "modelscope"}
+_SELF_COGNITION = ("swift/self-cognition", "modelscope/self-cognition")
+"""The same data set on ModelScope and on the Hugging Face hub."""
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -66,6 +69,11 @@ class HubSource(BaseSource):
     hub: Hub = "huggingface"
     """Where the data set lies; `modelscope` needs the package modelscope (`pip install modelscope`)."""
 
+    def contradictions(self) -> Iterator[str]:
+        """Rows whose placeholders nobody would fill."""
+        if self.id in _SELF_COGNITION:
+            yield f"id: {self.id} holds placeholders for a name and an author; use type: self_cognition with this id"
+
 
 class ReasoningGymSource(BaseSource):
     """Generated puzzles with a checkable answer, in the columns `solution` and `answer`; also `task`."""
@@ -92,11 +100,59 @@ class ReasoningGymSource(BaseSource):
     """Remove every space from the prompt: keeps the sequences of character-level models short."""
 
 
-SourceSpec = Annotated[FileSource | HubSource | ReasoningGymSource, Field(discriminator="type")]
+class LanguagePair(Spec):
+    """A name in two languages."""
+
+    zh: str = Field(min_length=1)
+    """In Chinese rows."""
+
+    en: str = Field(min_length=1)
+    """In all other rows."""
+
+
+class SelfCognitionSource(BaseSource):
+    """Questions and answers about who the model is and who made it, with a name and an author of your choice (ms-swift's
+    self-cognition): the built-in set of 112 rows, half English and half Chinese, or rows of your own.
+
+    Rows have the columns `query`, `response` and `tag` (`zh`, or anything else), with `{{NAME}}` and `{{AUTHOR}}` in them.
+    """
+
+    type: Literal["self_cognition"] = "self_cognition"
+    """Kind of source."""
+
+    name: str | LanguagePair | None = None
+    """What the model calls itself; one name, or one for each of `zh` and `en`. Unset: `data.model_name`."""
+
+    author: str | LanguagePair | None = None
+    """Who made the model; likewise. Unset: `data.model_author`."""
+
+    variant: Literal["default", "qwen3", "empty_think"] = "default"
+    """For models that think: `qwen3` adds `/no_think` to questions and an empty think block to answers, `empty_think` the block
+    alone (train it with `data.ignore_empty_think`)."""
+
+    path: str | None = None
+    """A file of rows, instead of the built-in ones."""
+
+    id: str | None = None
+    """A data set of rows, such as `modelscope/self-cognition`, instead of the built-in ones."""
+
+    hub: Hub = "huggingface"
+    """Where the data set `id` lies."""
+
+    def contradictions(self) -> Iterator[str]:
+        """Between the places of rows."""
+        if self.path is not None and self.id is not None:
+            yield "set at most one of path and id"
+        if self.hub != "huggingface" and self.id is None:
+            yield "hub: needs id"
+
+
+SourceSpec = Annotated[FileSource | HubSource | ReasoningGymSource | SelfCognitionSource, Field(discriminator="type")]
 
 
 def parse_source(text: str) -> dict[str, Any]:
-    """The source a string is short for: `[HF::|MS::]<path or id>[:subset/subset][#rows]`, `reasoning_gym:<task>[#rows]`.
+    """The source a string is short for: `[HF::|MS::]<path or id>[:subset/subset][#rows]`, `reasoning_gym:<task>[#rows]`,
+    `self_cognition[:variant][#rows]`.
 
     A path that exists is taken whole first; a name that ends like a data file is one even if it is missing.
     With `HF::` or `MS::` it is an id of that hub.
@@ -112,12 +168,17 @@ def parse_source(text: str) -> dict[str, Any]:
         task = {"type": "reasoning_gym", "task": name.removeprefix("reasoning_gym:")}
         return task if rows is None else task | {"size": rows}
     sample = {} if rows is None else {"sample": rows}
+    if name.partition(":")[0] == "self_cognition":
+        return {"type": "self_cognition", "variant": name.partition(":")[2] or "default", **sample}
     if not prefix and _is_file(name):
         return {"type": "file", "path": name, **sample}
     hub_id, _, subset = name.partition(":")
     if not _HUB_ID.fullmatch(hub_id):
         raise ValueError(f"{text!r} is neither a file nor a data set id; write `path.jsonl#N` or `org/name:subset#N`")
     hub = {"hub": _HUBS[prefix]} if prefix else {}
+    if hub_id in _SELF_COGNITION:
+        known_id = hub_id if prefix == "MS::" else "modelscope/self-cognition"
+        return {"type": "self_cognition", "id": known_id, "variant": subset or "default", **hub, **sample}
     return {"type": "hub", "id": hub_id, "subset": subset or None, **hub, **sample}
 
 
