@@ -37,7 +37,8 @@ class LoraSpec(Spec):
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout on the adapters' input."""
     target_modules: str | tuple[str, ...] = "all-linear"
-    """Module names, or `all-linear`: every linear layer except the output head."""
+    """Module names, or `all-linear`: every linear layer except the output head, and a mixture's experts and router (which is not
+    possible with ZeRO stage 3 or dropout)."""
 
 
 class OtherModelSpec(Spec):
