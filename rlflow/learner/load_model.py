@@ -124,8 +124,9 @@ def _prepare(loaded: Any, model: ModelSpec, learner: LearnerSpec, task_type: str
 def _add_adapters(model: Any, lora: LoraSpec, task_type: str, learner: LearnerSpec) -> Any:
     from peft import LoraConfig, get_peft_model
 
-    if lora.target_modules == "all-linear" and getattr(model.config, "num_experts_per_tok", None):
-        _check_expert_adapters(lora, learner)
+    has_experts = bool(getattr(model.config, "num_experts_per_tok", None))
+    if has_experts and (problem := expert_adapter_problem(lora, learner)):
+        raise SpecError(problem)
     targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
     config = LoraConfig(
         r=lora.rank,
@@ -137,10 +138,13 @@ def _add_adapters(model: Any, lora: LoraSpec, task_type: str, learner: LearnerSp
     return get_peft_model(model, config)
 
 
-def _check_expert_adapters(lora: LoraSpec, learner: LearnerSpec) -> None:
-    """Experts are one parameter of all of them, which peft adapts as a whole: not with every setting."""
+def expert_adapter_problem(lora: LoraSpec, learner: LearnerSpec) -> str | None:
+    """Why a mixture's experts cannot be adapted so: they are one parameter, which peft adapts as a whole."""
     only = "or adapt attention alone with model.lora.target_modules: [q_proj, k_proj, v_proj, o_proj]"
+    if lora.target_modules != "all-linear":
+        return None
     if learner.zero_stage == 3:
-        raise SpecError(f"learner.zero_stage: adapters of a mixture's experts are not supported with 3; use 2, {only}")
+        return f"learner.zero_stage: adapters of a mixture's experts are not supported with 3; use 2, {only}"
     if lora.dropout:
-        raise SpecError(f"model.lora.dropout: adapters of a mixture's experts have none; set it to 0, {only}")
+        return f"model.lora.dropout: adapters of a mixture's experts have none; set it to 0, {only}"
+    return None

@@ -28,7 +28,8 @@ class RandomModelSpec(Spec):
 
 
 class LoraSpec(Spec):
-    """Low-rank adapters (Hu et al. 2021) through peft; the base weights stay frozen."""
+    """Low-rank adapters (Hu et al. 2021) through peft; the base weights stay frozen, in `dtype`. Quantised base weights
+    (QLoRA) are not supported."""
 
     rank: int = Field(default=8, ge=1)
     """Rank r of the adapters (ms-swift default)."""
