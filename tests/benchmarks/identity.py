@@ -14,6 +14,7 @@ from typing import Any
 from rlflow.data.self_cognition import BUILT_IN
 from tests.benchmarks.common import report
 
+BATCH, MAX_TOKENS = 25, 48
 QUESTIONS = [
     *("Who are you exactly?", "Tell me who you are.", "What's your name?", "May I ask your name?", "Who built you?"),
     *("Who created you?", "Which AI are you?", "Are you made by Google?", "Who am I chatting with?", "What are you called?"),
@@ -39,23 +40,29 @@ def measure(path: str, names: list[str], num_sums: int) -> dict[str, Any]:
     """Share of questions answered with a name, share of sums that are right."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer, model = AutoTokenizer.from_pretrained(path), AutoModelForCausalLM.from_pretrained(path)
-    answers = {question: answer(model, tokenizer, question) for question in QUESTIONS}
-    for question, text in answers.items():
+    tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
+    model = AutoModelForCausalLM.from_pretrained(path)
+    answers = answer(model, tokenizer, QUESTIONS)
+    for question, text in zip(QUESTIONS, answers, strict=True):
         print(f"{question}  ->  {' '.join(text.split())[:110]}")
     sums = one_digit_sums(num_sums)
-    right = [last_number(answer(model, tokenizer, question, 48)) == result for question, result in sums]
-    named = [any(name in text for name in names) for text in answers.values()]
+    results = answer(model, tokenizer, [question for question, _ in sums])
+    right = [last_number(text) == result for text, (_, result) in zip(results, sums, strict=True)]
+    named = [any(name in text for name in names) for text in answers]
     return {"model": path, "names itself": sum(named) / len(named), "sums": sum(right) / len(right)}
 
 
-def answer(model: Any, tokenizer: Any, question: str, length: int = 64) -> str:
-    """The model's greedy answer."""
-    prompt = tokenizer.apply_chat_template(
-        [{"role": "user", "content": question}], add_generation_prompt=True, return_tensors="pt", return_dict=True
-    )
-    output = model.generate(**prompt, max_new_tokens=length, do_sample=False)
-    return tokenizer.decode(output[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True)
+def answer(model: Any, tokenizer: Any, questions: list[str]) -> list[str]:
+    """The model's greedy answers."""
+    found: list[str] = []
+    for start in range(0, len(questions), BATCH):
+        prompts = [[{"role": "user", "content": question}] for question in questions[start : start + BATCH]]
+        inputs = tokenizer.apply_chat_template(
+            prompts, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
+        )
+        outputs = model.generate(**inputs, max_new_tokens=MAX_TOKENS, do_sample=False)
+        found += tokenizer.batch_decode(outputs[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return found
 
 
 def one_digit_sums(count: int) -> list[tuple[str, str]]:
