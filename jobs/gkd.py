@@ -5,7 +5,7 @@ from pathlib import Path
 from rlflow.actors.learner import RoleSetup
 from rlflow.data.rows import Rows
 from rlflow.jobs.context import JobContext
-from rlflow.jobs.prepare import PreparedModel, check_vocabulary, conversation_lengths, model_path, prepare_conversations
+from rlflow.jobs.prepare import PreparedModel, check_vocabulary, conversation_lengths, fetch_model, prepare_conversations
 from rlflow.jobs.sampling import Parts, run_sampling_job
 from rlflow.loops.gkd import GkdLoop
 from rlflow.spec.jobs import GkdJob
@@ -27,7 +27,7 @@ async def run_gkd_job(job: GkdJob, context: JobContext) -> None:
 
 def _teacher(job: GkdJob, model: PreparedModel) -> RoleSetup:
     spec = job.other_models["teacher"]
-    path = model_path(spec, Path(job.run.dir), "teacher")
+    path = fetch_model(spec, Path(job.run.dir), "teacher")
     check_vocabulary(path, model.tokenizer, "teacher")
     num_tokens = len(model.tokenizer)
     options = {

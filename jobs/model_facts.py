@@ -29,6 +29,8 @@ class ModelFacts:
     """Width of the feed-forward part that one token goes through: of all its experts together in a mixture of experts."""
     vocab_size: int
     max_position_embeddings: int | None
+    has_experts: bool = False
+    """Whether it is a mixture of experts."""
 
 
 def model_facts(model: ModelSpec, runs: Path) -> ModelFacts | None:
@@ -91,6 +93,7 @@ def _facts_of(config_json: str) -> ModelFacts:
         intermediate_size=_intermediate_size(config),
         vocab_size=config.vocab_size,
         max_position_embeddings=getattr(config, "max_position_embeddings", None),
+        has_experts=bool(getattr(config, "num_experts_per_tok", None)),
     )
 
 

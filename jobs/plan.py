@@ -19,6 +19,7 @@ from rlflow.jobs.memory import MemoryEstimate, estimate_memory
 from rlflow.jobs.model_facts import ModelFacts, model_facts
 from rlflow.jobs.settle import settle
 from rlflow.jobs.static_checks import static_problems
+from rlflow.learner.load_model import expert_adapter_problem
 from rlflow.spec.jobs import Job, RolloutJob
 from rlflow.spec.load import load_job, resolved
 from rlflow.spec.rewards import ModelRewardSpec
@@ -106,6 +107,8 @@ def plan_job(job: Job, devices: Devices, earlier_runs: Sequence[str] = ()) -> Pl
     on_gpu = devices.device == "gpu"
     job = settle(job, facts, on_gpu=on_gpu, device_gib=devices.memory_gib)
     if facts is not None:
+        if facts.has_experts and job.model.lora and (problem := expert_adapter_problem(job.model.lora, job.learner)):
+            problems.append(problem)
         memory = estimate_memory(job, facts, on_gpu=on_gpu, device_gib=devices.memory_gib)
         problems += [] if too_many else _memory_problems(job, memory, devices)
     return Plan(job, devices, placement, facts, memory, list(dict.fromkeys(problems)))

@@ -5,7 +5,7 @@ from pathlib import Path
 from rlflow.actors.learner import RoleSetup
 from rlflow.data.rows import Rows
 from rlflow.jobs.context import JobContext
-from rlflow.jobs.prepare import PreparedModel, check_vocabulary, model_path
+from rlflow.jobs.prepare import PreparedModel, check_vocabulary, fetch_model
 from rlflow.jobs.sampling import Parts, run_sampling_job
 from rlflow.loops.ppo import PpoLoop
 from rlflow.spec.jobs import PpoJob
@@ -25,6 +25,6 @@ def _critic(job: PpoJob, model: PreparedModel) -> RoleSetup:
     path, spec = model.path, job.model
     if job.critic.is_given:
         spec = job.other_models["critic"]
-        path = model_path(spec, Path(job.run.dir), "critic")
+        path = fetch_model(spec, Path(job.run.dir), "critic")
         check_vocabulary(path, model.tokenizer, "critic")
     return RoleSetup("critic", {"role": "value"}, path, spec, job.critic_learner)

@@ -12,7 +12,7 @@ from rlflow.data.tokenized import PromptSet, tokenize_conversations, tokenize_pr
 from rlflow.errors import DataError, SpecError
 from rlflow.loops.conversations import ConversationLengths
 from rlflow.observe.run_dir import RunDirectory
-from rlflow.spec.jobs import Job, KtoJob, PreferenceJob, RolloutJob
+from rlflow.spec.jobs import Job, KtoJob, PreferenceJob, RolloutJob, SftJob
 from rlflow.spec.model import ModelSpec, RandomModelSpec
 
 
@@ -31,7 +31,7 @@ def prepare_model(job: Job, run: RunDirectory) -> PreparedModel:
     """Find or create the model; write the job's tokenizer into the run directory. Raises `UserError`."""
     from rlflow.data.chat import load_tokenizer
 
-    path = _create_random(job.model.random, job, run) if job.model.random else model_path(job.model, Path(job.run.dir))
+    path = _create_random(job.model.random, job, run) if job.model.random else fetch_model(job.model, Path(job.run.dir))
     tokenizer = load_tokenizer(path, job.data)
     tokenizer_path = run.path / "tokenizer"
     tokenizer.save_pretrained(tokenizer_path)
@@ -50,6 +50,16 @@ def model_path(model: ModelSpec, runs: Path, field: str = "model") -> str:
     if latest is not None:
         return str(latest[1] / "model")
     raise SpecError(f"{field}.from_run: {model.from_run} has no model in {runs}; run that job first")
+
+
+def fetch_model(model: ModelSpec, runs: Path, field: str = "model") -> str:
+    """The same, as a path or id that transformers and vLLM can load: a model of ModelScope is downloaded."""
+    path = model_path(model, runs, field)
+    if model.hub == "huggingface" or Path(path).is_dir():
+        return path
+    from rlflow.data.modelscope_hub import download_modelscope_model
+
+    return download_modelscope_model(path, model.revision, field)
 
 
 def check_vocabulary(path: str, tokenizer: Any, field: str) -> None:
@@ -105,11 +115,13 @@ def load_rows(job: Job, run: RunDirectory) -> tuple[Rows, Rows]:
 
 def _row_format(job: Job) -> Any:
     """What detects how the job's rows are read."""
-    from rlflow.data.formats import detect_format
+    from rlflow.data.formats import detect_format, detect_training_format
     from rlflow.data.preferences import DetectLabelled, detect_preference_format
 
     if isinstance(job, KtoJob):
         return DetectLabelled(job.kto.unpair_rows)
+    if isinstance(job, SftJob):
+        return detect_training_format
     return detect_preference_format if isinstance(job, PreferenceJob) else detect_format
 
 

@@ -82,6 +82,8 @@ def _train(run: RunDirectory, job: Job, machine: Machine, console: Console) -> N
         assert latest is not None
         run.link_model(latest[0])
         run.write_status("succeeded")
+        if job.run.keep_only_models:
+            run.remove_states()
     except (KeyboardInterrupt, asyncio.CancelledError):
         _write_stopped(run)
         raise KeyboardInterrupt from None

@@ -5,20 +5,21 @@ from pathlib import Path
 
 from rlflow.data.chat import read_template
 from rlflow.data.files import list_files
+from rlflow.data.modelscope_hub import check_modelscope
 from rlflow.errors import SpecError, UserError
 from rlflow.jobs.prepare import model_path
 from rlflow.observe.run_dir import RunDirectory
-from rlflow.spec.data import FileSource
 from rlflow.spec.jobs import DpoJob, Job, RolloutJob
 from rlflow.spec.load import resolved
 from rlflow.spec.preferences import PluginLossSpec
 from rlflow.spec.rewards import ModelRewardSpec, PluginSpec, with_token_limits
+from rlflow.spec.sources import FileSource, SelfCognitionSource
 
 
 def static_problems(job: Job, earlier_runs: Sequence[str] = ()) -> list[str]:
     """Missing files, runs and plugins, limits that contradict each other: one line each."""
     problems: list[str] = []
-    for check in (_check_run, _check_template, _check_sources, _check_rewards, _check_losses):
+    for check in (_check_run, _check_template, _check_sources, _check_hubs, _check_rewards, _check_losses):
         try:
             check(job)
         except UserError as error:
@@ -53,13 +54,21 @@ def _check_template(job: Job) -> None:
 def _check_sources(job: Job) -> None:
     lines: list[str] = []
     for index, source in enumerate(job.data.sources):
-        if isinstance(source, FileSource):
+        if isinstance(source, FileSource | SelfCognitionSource) and source.path is not None:
             try:
                 list_files(source.path, f"data.sources[{index}].path")
             except UserError as error:
                 lines.append(str(error))
     if lines:
         raise UserError("\n".join(lines))
+
+
+def _check_hubs(job: Job) -> None:
+    hubs = {f"data.sources[{index}]": getattr(source, "hub", None) for index, source in enumerate(job.data.sources)}
+    hubs |= {field: model.hub for field, model in {"model": job.model, **job.other_models}.items()}
+    for field, hub in hubs.items():
+        if hub == "modelscope":
+            check_modelscope(f"{field}.hub")
 
 
 def _check_rewards(job: Job) -> None:

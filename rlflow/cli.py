@@ -147,6 +147,17 @@ def plan(
 
 
 @app.command()
+def data(
+    arguments: SpecsAndOverrides,
+    rows: Annotated[int, typer.Option(metavar="N", min=0, help="Rows to show of each source.")] = 2,
+) -> None:
+    """Show what a spec trains on: rows with their trained tokens, lengths, padding, every bad row."""
+    from rlflow.jobs.preview import preview_specs
+
+    raise typer.Exit(preview_specs(*split_arguments(arguments), rows=rows))
+
+
+@app.command()
 def schema() -> None:
     """Print the JSON Schema of specs, for editors."""
     from rlflow.spec.jobs import job_schema

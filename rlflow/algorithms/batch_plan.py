@@ -65,6 +65,16 @@ def plan_step(
     return StepPlan(ranks, token_weights)
 
 
+def padding_share(plan: StepPlan, lengths: Sequence[int], *, packing: bool) -> float:
+    """Share of the tokens that go through the model which belong to no sequence: padded rows, and padding micro-batches."""
+    used = computed = 0
+    for micro_batch in (micro_batch for rank in plan.ranks for micro_batch in rank):
+        members = [lengths[i] for i in micro_batch.sequences]
+        used += 0 if micro_batch.is_padding else sum(members)
+        computed += _size(members, packing=packing)
+    return 1 - used / computed
+
+
 def _size(lengths: Sequence[int], *, packing: bool) -> int:
     """Tokens of sequences that go through the model together, with padding."""
     return sum(lengths) if packing else max(lengths) * len(lengths)

@@ -17,16 +17,18 @@ class Checkpoints:
         self._run, self._learner, self._spec = run, learner, spec
 
     def check_evaluation(self, metrics: Mapping[str, float]) -> None:
-        """Raise `SpecError` if the first evaluation does not give what the best checkpoint is told by."""
-        if self._spec.keep_best is not None and self._spec.keep_best.metric not in metrics:
-            names = ", ".join(sorted(metrics)) or "nothing: there are no held-out rows (data.held_out)"
-            raise SpecError(f"run.keep_best.metric: {self._spec.keep_best.metric} is not evaluated; the evaluation gives {names}")
+        """Raise `SpecError` if the first evaluation lacks what tells the best checkpoint, or when to stop."""
+        for field in ("keep_best", "early_stopping"):
+            spec = getattr(self._spec, field)
+            if spec is not None and spec.metric not in metrics:
+                names = ", ".join(sorted(metrics)) or "nothing: there are no held-out rows (data.held_out)"
+                raise SpecError(f"run.{field}.metric: {spec.metric} is not evaluated; the evaluation gives {names}")
 
     def is_due(self, step: int, metrics: Mapping[str, float], *, is_last: bool) -> bool:
         """Whether a checkpoint follows the step: every `run.save_every` steps, at the end, and after the best evaluation."""
         return is_last or step % self._spec.save_every == 0 or self._is_best(metrics)
 
-    async def save(self, step: int, state: dict[str, int], metrics: Mapping[str, float]) -> None:
+    async def save(self, step: int, state: dict[str, Any], metrics: Mapping[str, float]) -> None:
         """Write the checkpoint of `step`."""
         folder = self._run.begin_checkpoint(step)
         await self._learner.save(str(folder / "state"), str(folder / "model"), state)
@@ -34,6 +36,8 @@ class Checkpoints:
         self._run.commit_checkpoint(step, evaluation)
         best = self._write_best()
         self._run.rotate(self._spec.keep_checkpoints, protect=() if best is None else (best,))
+        if self._spec.keep_only_models:
+            self._run.remove_states(keep=(step,))
 
     async def restore(self) -> dict[str, Any] | None:
         """Bring the learner to the latest complete checkpoint; returns the loop's state, or None if there is none.

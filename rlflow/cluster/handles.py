@@ -192,13 +192,13 @@ class CheckpointHandle(Protocol):
     """Writes checkpoints."""
 
     def check_evaluation(self, metrics: Mapping[str, float]) -> None:
-        """Raise `SpecError` if the first evaluation does not give what the best checkpoint is told by."""
+        """Raise `SpecError` if the first evaluation lacks what tells the best checkpoint, or when to stop."""
         ...
 
     def is_due(self, step: int, metrics: Mapping[str, float], *, is_last: bool) -> bool:
         """Whether a checkpoint follows the step, whose evaluation may be the best so far."""
         ...
 
-    async def save(self, step: int, state: dict[str, int], metrics: Mapping[str, float]) -> None:
+    async def save(self, step: int, state: dict[str, Any], metrics: Mapping[str, float]) -> None:
         """Write a complete checkpoint with the step's evaluation, then remove older ones."""
         ...

@@ -12,7 +12,7 @@ import pyarrow as pa
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_VERSION = 2
+_VERSION = 3
 _SOURCE_ROWS = b"source_rows"
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rlflow.data.messages import Message
 from rlflow.errors import DataError
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _TEMPLATES = Path(__file__).parent / "templates"
-_LOSS_KEYS = ("loss", "loss_scale")
+_OWN_KEYS = ("loss", "loss_scale", "tools")
 
 
 def load_tokenizer(path: str, spec: DataSpec | None = None) -> "PreTrainedTokenizerBase":
@@ -57,19 +57,29 @@ def render(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], sp
     """The text of a conversation, ending in the header of an assistant turn if it is for generation.
 
     Raises:
-        DataError: the template refuses the messages.
+        DataError: the template refuses the messages, or knows no tools and there are some.
     """
     from jinja2 import TemplateError
 
-    plain = [{key: value for key, value in message.items() if key not in _LOSS_KEYS} for message in messages]
+    plain = [{key: value for key, value in message.items() if key not in _OWN_KEYS} for message in messages]
+    tools = next((message["tools"] for message in messages if message.get("tools")), None)
+    _check_knows_tools(tokenizer, tools, messages)
     try:
         text = tokenizer.apply_chat_template(
-            plain, tokenize=False, add_generation_prompt=for_generation, **spec.chat_template_kwargs
+            plain, tools=tools, tokenize=False, add_generation_prompt=for_generation, **spec.chat_template_kwargs
         )
     except TemplateError as error:
         raise DataError(f"the chat template refuses it: {error}") from None
     assert isinstance(text, str)
     return text
+
+
+def _check_knows_tools(tokenizer: "PreTrainedTokenizerBase", tools: Any, messages: Sequence[Message]) -> None:
+    """A template that does not name them would leave them out without a word."""
+    calls = any(message.get("tool_calls") for message in messages)
+    for name, given in (("tools", tools), ("tool_calls", calls)):
+        if given and name not in str(tokenizer.chat_template):
+            raise DataError(f"it has {name}, which the chat template does not write; set data.chat_template to one that does")
 
 
 def render_prompt(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], spec: DataSpec) -> tuple[str, list[int]]:

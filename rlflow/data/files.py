@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlflow.errors import DataError
-from rlflow.spec.data import FILE_SUFFIXES
+from rlflow.spec.sources import FILE_SUFFIXES
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlflow.data.messages import Message, check_conversation, read_messages, read_text
+from rlflow.data.tools import read_tools
 from rlflow.errors import DataError
 
 CHAT_COLUMNS = ("messages", "conversation", "conversations")
@@ -27,11 +28,12 @@ class RowFormat:
     response: str | None = None
     history: str | None = None
     system: str | None = None
+    tools: str | None = None
 
     @property
     def columns(self) -> list[str]:
         """The columns this format reads."""
-        names = (self.chat, self.query, self.query_input, self.response, self.history, self.system)
+        names = (self.chat, self.query, self.query_input, self.response, self.history, self.system, self.tools)
         return [name for name in names if name is not None]
 
     def read(self, row: Mapping[str, Any]) -> list[Message]:
@@ -44,7 +46,7 @@ class RowFormat:
         system = row[self.system] if self.system else None
         if system and messages[0]["role"] != "system":
             messages.insert(0, {"role": "system", "content": read_text(system, f"column {self.system}")})
-        return check_conversation(messages)
+        return check_conversation(with_tools(messages, row[self.tools]) if self.tools else messages)
 
     def _read_pair(self, row: Mapping[str, Any]) -> list[Message]:
         history = _read_history(row[self.history]) if self.history else []
@@ -70,6 +72,29 @@ class RowFormat:
         return [{"role": "assistant", "content": read_text(value, where)}]
 
 
+@dataclass(frozen=True, slots=True)
+class TextFormat:
+    """Plain text in a column: no conversation, trained whole."""
+
+    text: str = "text"
+    chat: None = None
+
+    @property
+    def columns(self) -> list[str]:
+        """The column of texts."""
+        return [self.text]
+
+    def read(self, row: Mapping[str, Any]) -> list[Message]:
+        """The text as a single message. Raises `DataError`: it is empty, or no text."""
+        return [{"role": "text", "content": read_text(row[self.text], f"column {self.text}")}]
+
+
+def with_tools(messages: list[Message], value: Any) -> list[Message]:
+    """The messages, the first of them with the tools of a row's column. Raises `DataError`: they are malformed."""
+    tools = read_tools(value, "column tools")
+    return [messages[0] | {"tools": tools}, *messages[1:]] if tools else messages
+
+
 def detect_format(columns: Sequence[str]) -> RowFormat:
     """The format of rows with these columns.
 
@@ -79,16 +104,26 @@ def detect_format(columns: Sequence[str]) -> RowFormat:
     Raises:
         DataError: no column, or more than one, could be the prompt.
     """
-    system = _first(_SYSTEM_COLUMNS, columns)
+    system, tools = _first(_SYSTEM_COLUMNS, columns), _first(("tools",), columns)
     if chat := _first(CHAT_COLUMNS, columns):
-        return RowFormat(chat=chat, system=system)
+        return RowFormat(chat=chat, system=system, tools=tools)
     history = _first(("history",), columns)
     response = _only(_RESPONSE_COLUMNS, columns)
     if "instruction" in columns and "input" in columns and "query" not in columns:
         query, query_input = "instruction", "input"
     else:
         query, query_input = _find_query(columns), None
-    return RowFormat(query=query, query_input=query_input, response=response, history=history, system=system)
+    return RowFormat(query=query, query_input=query_input, response=response, history=history, system=system, tools=tools)
+
+
+def detect_training_format(columns: Sequence[str]) -> RowFormat | TextFormat:
+    """The same for rows that are only trained on: a column `text` without a prompt is plain text.
+
+    Raises:
+        DataError: as `detect_format`.
+    """
+    is_plain = "text" in columns and not any(name in columns for name in (*CHAT_COLUMNS, *_QUERY_COLUMNS))
+    return TextFormat() if is_plain else detect_format(columns)
 
 
 def _find_query(columns: Sequence[str]) -> str:

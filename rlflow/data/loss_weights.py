@@ -1,6 +1,7 @@
 """Training conversations: token ids, and how much each token counts in the loss."""
 
-import re
+import itertools
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rlflow.data.chat import add_system
+from rlflow.data.loss_patterns import WeightedPattern, weighted_patterns
 from rlflow.data.messages import Message
 from rlflow.data.turns import Turn, TurnFrame, locate_turns, probe_frame
 from rlflow.errors import DataError
@@ -15,8 +17,6 @@ from rlflow.spec.data import DataSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-_EMPTY_THINK = re.compile(r"<think>\s*</think>\s*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,15 +55,20 @@ def weigh_text(
     """The rendered conversation and the weighted spans of its assistant turns.
 
     A message's own `loss` (true or false) overrides `data.loss`; its `loss_scale` multiplies the weight.
+    A plain text stands between the tokenizer's start and end tokens, and is trained whole.
     """
+    if messages[0]["role"] == "text":
+        text = _render_text(tokenizer, messages[0]["content"])
+        return text, [Span(0, len(text), 1.0)]
     messages = add_system(messages, spec)
     text, turns = locate_turns(tokenizer, messages, spec, frame)
     last_user = max(number for number, message in enumerate(messages) if message["role"] == "user")
+    patterns = weighted_patterns(spec)
     spans: list[Span] = []
     for turn in turns:
         trained = spec.loss != "last_round" or turn.message > last_user
         weight = _weigh_message(messages[turn.message], trained)
-        spans += _weigh_turn(text, turn, weight, spec.ignore_empty_think)
+        spans += _weigh_turn(text, turn, weight, patterns, frame.closer)
     if spec.loss != "all" and not any(span.weight for span in spans):
         raise DataError(
             "nothing to train on: it has no assistant turn that counts "
@@ -81,14 +86,24 @@ def weigh_tokens(offsets: Iterable[tuple[int, int]], spans: Sequence[Span], base
     return weights
 
 
+def _render_text(tokenizer: "PreTrainedTokenizerBase", text: str) -> str:
+    ids = tokenizer("a")["input_ids"]
+    starts = tokenizer.bos_token is not None and ids[0] == tokenizer.bos_token_id
+    return (str(tokenizer.bos_token) if starts else "") + text + str(tokenizer.eos_token or "")
+
+
 def _weigh_message(message: Message, trained: bool) -> float:
     if not message.get("loss", trained):
         return 0.0
     return float(message.get("loss_scale", 1.0))
 
 
-def _weigh_turn(text: str, turn: Turn, weight: float, ignore_empty_think: bool) -> list[Span]:
-    match = _EMPTY_THINK.match(text, turn.start, turn.end) if ignore_empty_think else None
-    if match is None:
-        return [Span(turn.start, turn.end, weight)]
-    return [Span(turn.start, match.end(), 0.0), Span(match.end(), turn.end, weight)]
+def _weigh_turn(text: str, turn: Turn, weight: float, patterns: Sequence[WeightedPattern], closer: str) -> list[Span]:
+    """The turn in spans of equal weight: the turn's, times that of every pattern that is found there."""
+    content = text[turn.start : turn.end].removesuffix(closer)
+    found = [Span(turn.start + m.start(), turn.start + m.end(), w) for p, w in patterns for m in p.finditer(content)]
+    edges = sorted({turn.start, turn.end, *(edge for span in found for edge in (span.start, span.end))})
+    return [
+        Span(start, end, weight * math.prod(span.weight for span in found if span.start <= start and end <= span.end))
+        for start, end in itertools.pairwise(edges)
+    ]

@@ -4,11 +4,13 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from rlflow.data.tools import read_tool_calls
 from rlflow.errors import DataError
 
 Message = dict[str, Any]
 """`role` (system, user, assistant or tool) and `content` (text); optionally `loss` (bool), `loss_scale`
-(float) and what a chat template reads, such as `tool_calls`."""
+(float) and what a chat template reads, such as `tool_calls`. The first message may carry the conversation's `tools`.
+A plain text is a single message of the role `text`."""
 
 _ROLES = {
     "system": "system",
@@ -22,13 +24,14 @@ _ROLES = {
     "function_response": "tool",
     "observation": "tool",
 }
+_CALL_ROLES = ("tool_call", "function_call")
 
 
 def read_messages(value: Any) -> list[Message]:
     """Read a list of messages in any of the usual spellings, or its JSON text (as csv files hold it).
 
-    Spellings: `role`/`content`, `from`/`value`, the roles human, gpt, bot and observation, and
-    `{human, assistant}` pairs.
+    Spellings: `role`/`content`, `from`/`value`, the roles human, gpt, bot and observation,
+    `{human, assistant}` pairs, and calls of tools as messages of their own (tool_call, function_call).
 
     Raises:
         DataError: it is no list of messages; the text does not name the row.
@@ -40,7 +43,11 @@ def read_messages(value: Any) -> list[Message]:
     for number, item in enumerate(items, start=1):
         if not isinstance(item, Mapping):
             raise DataError(f"message {number} is {_describe(item)}, expected an object with role and content")
-        messages += _read_item(item, number)
+        read = _read_item(item, number)
+        if _is_call(item) and messages and messages[-1]["role"] == "assistant":
+            messages[-1] = _join_calls(messages[-1], read[0])
+        else:
+            messages += read
     return messages
 
 
@@ -78,13 +85,27 @@ def _read_item(item: Mapping[str, Any], number: int) -> list[Message]:
     return [_read_message({key: value for key, value in item.items() if value is not None}, number)]
 
 
+def _is_call(item: Mapping[str, Any]) -> bool:
+    return item.get("role", item.get("from")) in _CALL_ROLES
+
+
+def _join_calls(message: Message, call: Message) -> Message:
+    """An assistant message followed by a call is one turn."""
+    return message | {"tool_calls": [*message.get("tool_calls", ()), *call["tool_calls"]]}
+
+
 def _read_message(item: dict[str, Any], number: int) -> Message:
     rest = {key: value for key, value in item.items() if key not in ("role", "from", "content", "value")}
     name = item.get("role", item.get("from"))
+    if _is_call(item):
+        calls = read_tool_calls(item.get("content", item.get("value")), f"content of message {number} ({name})")
+        return {**rest, "role": "assistant", "content": "", "tool_calls": calls}
     role = _ROLES.get(name) if isinstance(name, str) else None
     if role is None:
         raise DataError(f"message {number} has role {name!r}, expected system, user, assistant or tool")
     _check_loss(rest, number)
+    if rest.get("tool_calls"):
+        rest["tool_calls"] = read_tool_calls(rest["tool_calls"], f"tool_calls of message {number}")
     content = item.get("content", item.get("value"))
     if role == "assistant" and rest.get("tool_calls") and not content:
         return {"role": role, "content": "", **rest}

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rlflow.data.formats import RowFormat, detect_format
+from rlflow.data.formats import RowFormat, detect_format, with_tools
 from rlflow.data.messages import Message, check_conversation, read_messages, read_text
 from rlflow.errors import DataError
 
@@ -41,6 +41,7 @@ class PreferenceFormat:
     rejected: tuple[str, ...]
     """Columns of the rejected answer; a row fills one of them."""
     margin: str | None
+    tools: str | None = None
 
     @property
     def chat(self) -> str | None:
@@ -50,7 +51,7 @@ class PreferenceFormat:
     @property
     def columns(self) -> list[str]:
         """The columns this format reads."""
-        names = [*(self.conversation.columns if self.conversation else ()), self.chosen, *self.rejected, self.margin]
+        names = [*(self.conversation.columns if self.conversation else ()), self.chosen, *self.rejected, self.margin, self.tools]
         return [name for name in names if name is not None]
 
     def read(self, row: Mapping[str, Any]) -> Preference:
@@ -66,6 +67,8 @@ class PreferenceFormat:
             assert self.conversation is not None
             chosen = self.conversation.read(row)
             rejected = self._read_rejected(row, chosen)
+        if self.tools:
+            chosen, rejected = (with_tools(messages, row[self.tools]) for messages in (chosen, rejected))
         _check_pair(chosen, rejected)
         return Preference(chosen, rejected, _read_margin(row[self.margin]) if self.margin else 0.0)
 
@@ -136,19 +139,20 @@ def detect_preference_format(columns: Sequence[str]) -> PreferenceFormat:
     Raises:
         DataError: no column holds the rejected answer, or none the conversation.
     """
-    margin = "margin" if "margin" in columns else None
+    margin, tools = (name if name in columns else None for name in ("margin", "tools"))
+    columns = [name for name in columns if name != "tools"]
     if "chosen" in columns and "rejected" in columns:
         prompt = next((name for name in _PROMPT_COLUMNS if name in columns), None)
         system = next((name for name in _SYSTEM_COLUMNS if name in columns), None)
         conversation = RowFormat(query=prompt, system=system) if prompt else None
-        return PreferenceFormat(conversation, "chosen", ("rejected",), margin)
+        return PreferenceFormat(conversation, "chosen", ("rejected",), margin, tools)
     rejected = tuple(name for name in _REJECTED_COLUMNS if name in columns)
     if not rejected:
         raise DataError(
             f"no rejected answer: its columns are {', '.join(columns)}, expected rejected_response or rejected_messages beside "
             "messages, or chosen and rejected; rename one with `columns`"
         )
-    return PreferenceFormat(detect_format([name for name in columns if name not in rejected]), None, rejected, margin)
+    return PreferenceFormat(detect_format([name for name in columns if name not in rejected]), None, rejected, margin, tools)
 
 
 def prompt_of(messages: Sequence[Message]) -> list[Message]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from rlflow.errors import DataError
-from rlflow.spec.data import ReasoningGymSource
+from rlflow.spec.sources import ReasoningGymSource
 
 if TYPE_CHECKING:
     from datasets import Dataset

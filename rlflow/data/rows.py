@@ -38,6 +38,8 @@ class Part:
     name: str
     dataset: "Dataset"
     format: Format
+    source: int = 0
+    """Which of the spec's sources it belongs to."""
 
     def fingerprint(self) -> bytes:
         """Digest of the name and content: the same for the same rows, wherever they are cached."""
@@ -97,6 +99,10 @@ class Rows(Sequence[Row]):
         """Where a row came from, for messages: `file.jsonl, row 17`, counted from 1."""
         part, position = self._locate(index)
         return f"{part.name}, row {position + 1}"
+
+    def source(self, index: int) -> int:
+        """The number of the spec's source that a row came from."""
+        return self._locate(index)[0].source
 
     def read(self, indices: Sequence[int]) -> list[Any]:
         """What the format reads of many rows, such as their messages; touches only the columns that hold it.

@@ -8,10 +8,13 @@ import numpy as np
 
 from rlflow.data.files import list_files, load_file, quiet_datasets
 from rlflow.data.formats import detect_format
+from rlflow.data.modelscope_hub import load_modelscope_dataset
 from rlflow.data.puzzles import generate_puzzles
 from rlflow.data.rows import Format, Part, Rows
+from rlflow.data.self_cognition import BUILT_IN, fill_placeholders
 from rlflow.errors import DataError
-from rlflow.spec.data import DataSpec, FileSource, HubSource, ReasoningGymSource
+from rlflow.spec.data import DataSpec, MixSpec
+from rlflow.spec.sources import FileSource, Hub, HubSource, SelfCognitionSource, SourceSpec
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -32,40 +35,78 @@ def load_sources(spec: DataSpec, cache_dir: str | Path, detect: Detect = detect_
     parts: list[Part] = []
     positions: list[np.ndarray] = []
     for number, source in enumerate(spec.sources):
-        loaded = _load_source(source, f"data.sources[{number}]", Path(cache_dir), detect)
+        loaded = _load_source(source, number, spec, Path(cache_dir), detect)
         every = _list_positions(loaded, first_part=len(parts))
-        chosen = _sample(len(every), source.sample, (spec.seed, _SAMPLING_STREAM, number), spec.shuffle)
+        seed = (spec.seed, _SAMPLING_STREAM, number)
+        chosen = _sample(len(every), source.sample, seed, spec.shuffle)
+        if spec.mix is not None and spec.shuffle:  # a source that is not read to its end shows rows from all over it
+            chosen = np.random.default_rng((*seed, 1)).permutation(chosen)
         positions.append(every[chosen])
         parts += loaded
-    return Rows(parts, np.concatenate(positions))
+    mixed = np.concatenate(positions)
+    order = slice(None) if spec.mix is None else _interleave([len(each) for each in positions], spec.mix, spec.seed)
+    return Rows(parts, mixed[order])
 
 
-def _load_source(source: FileSource | HubSource | ReasoningGymSource, field: str, cache_dir: Path, detect: Detect) -> list[Part]:
+def _load_source(source: SourceSpec, number: int, spec: DataSpec, cache_dir: Path, detect: Detect) -> list[Part]:
+    field = f"data.sources[{number}]"
     if isinstance(source, FileSource):
-        files = list_files(source.path, f"{field}.path")
-        named = [(str(file), load_file(file, cache_dir)) for file in files]
+        named = _load_files(source.path, field, cache_dir)
     elif isinstance(source, HubSource):
-        named = _load_hub(source, field, cache_dir)
+        subsets = source.subset.split("/") if source.subset else [None]
+        named = _load_hub(source.id, subsets, source.split, source.hub, field, cache_dir)
+    elif isinstance(source, SelfCognitionSource):
+        loaded = [(name, _rename(dataset, source.columns, field, name)) for name, dataset in _load_self(source, field, cache_dir)]
+        named = [(name, fill_placeholders(dataset, source, spec, name)) for name, dataset in loaded]
+        return [_build_part(name, dataset, detect, number) for name, dataset in named]
     else:
         named = [(f"reasoning_gym:{source.task}", generate_puzzles(source, field))]
-    return [_build_part(name, _rename(dataset, source.columns, field, name), detect) for name, dataset in named]
+    return [_build_part(name, _rename(dataset, source.columns, field, name), detect, number) for name, dataset in named]
 
 
-def _load_hub(source: HubSource, field: str, cache_dir: Path) -> list[tuple[str, "Dataset"]]:
+def _interleave(lengths: Sequence[int], mix: MixSpec, seed: int) -> np.ndarray:
+    """Indices into the sources' rows, laid end to end, in the order in which they are drawn."""
+    from datasets import Dataset, interleave_datasets
+
+    ends = np.cumsum(lengths)
+    sources = [Dataset.from_dict({"row": np.arange(end - length, end)}) for length, end in zip(lengths, ends, strict=True)]
+    probabilities = [weight / sum(mix.weights) for weight in mix.weights]
+    drawn = interleave_datasets(sources, probabilities=probabilities, seed=seed, stopping_strategy=mix.stop)
+    return np.asarray(drawn["row"], dtype=np.int64)
+
+
+def _load_self(source: SelfCognitionSource, field: str, cache_dir: Path) -> list[tuple[str, "Dataset"]]:
+    if source.path is not None:
+        return _load_files(source.path, field, cache_dir)
+    if source.id is not None:
+        return _load_hub(source.id, [None], "train", source.hub, field, cache_dir)
+    return [("self_cognition", load_file(BUILT_IN, cache_dir))]
+
+
+def _load_files(path: str, field: str, cache_dir: Path) -> list[tuple[str, "Dataset"]]:
+    return [(str(file), load_file(file, cache_dir)) for file in list_files(path, f"{field}.path")]
+
+
+def _load_hub(
+    name: str, subsets: Sequence[str | None], split: str, hub: Hub, field: str, cache_dir: Path
+) -> list[tuple[str, "Dataset"]]:
+    load = load_modelscope_dataset if hub == "modelscope" else _load_hugging_face_dataset
+    return [
+        (f"{name}{f':{subset}' if subset else ''}[{split}]", load(name, subset, split, cache_dir, field)) for subset in subsets
+    ]
+
+
+def _load_hugging_face_dataset(name: str, subset: str | None, split: str, cache_dir: Path, field: str) -> "Dataset":
     import datasets
     from datasets.exceptions import DatasetsError
 
-    found = []
-    for subset in source.subset.split("/") if source.subset else [None]:
-        name = f"{source.id}:{subset}" if subset else source.id
-        try:
-            with quiet_datasets():
-                dataset = datasets.load_dataset(source.id, subset, split=source.split, cache_dir=str(cache_dir))
-        except (DatasetsError, OSError, ValueError, RuntimeError) as error:
-            reason = str(error).partition("\n")[0]
-            raise DataError(f"{field}.id: cannot load {name}, split {source.split}: {reason}") from None
-        found.append((f"{name}[{source.split}]", dataset))
-    return found
+    try:
+        with quiet_datasets():
+            return datasets.load_dataset(name, subset, split=split, cache_dir=str(cache_dir))
+    except (DatasetsError, OSError, ValueError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        shown = f"{name}:{subset}" if subset else name
+        raise DataError(f"{field}.id: cannot load {shown}, split {split}: {reason}") from None
 
 
 def _rename(dataset: "Dataset", columns: dict[str, str], field: str, name: str) -> "Dataset":
@@ -79,11 +120,11 @@ def _rename(dataset: "Dataset", columns: dict[str, str], field: str, name: str) 
         raise DataError(f"{field}.columns: {error}") from None
 
 
-def _build_part(name: str, dataset: "Dataset", detect: Detect) -> Part:
+def _build_part(name: str, dataset: "Dataset", detect: Detect, source: int) -> Part:
     if not len(dataset):
         raise DataError(f"{name}: has no rows")
     try:
-        return Part(name, dataset, detect(dataset.column_names))
+        return Part(name, dataset, detect(dataset.column_names), source)
     except DataError as error:
         raise DataError(f"{name}, row 1: {error}") from None
 

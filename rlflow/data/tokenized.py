@@ -30,8 +30,14 @@ CONVERSATION_SCHEMA = pa.schema(
         "input_ids": pa.list_(pa.int32()),
         "loss_weights": pa.list_(pa.float32()),
         "label": pa.float32(),
+        "cut": pa.int8(),
     }
 )
+WHOLE, CUT, LATER_PIECE = range(3)
+"""What a tokenised conversation is of its row: all, a part or the first piece, or a later piece of a text that was split."""
+_CONVERSATION_SETTINGS = {
+    *("chat_template_kwargs", "system", "max_tokens", "overlong", "loss", "ignore_empty_think", "loss_weights"),
+}
 _log = logging.getLogger(__name__)
 
 
@@ -83,7 +89,9 @@ class ConversationSet:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._table, source_rows = map_arrow(self.path)
-        self.num_dropped = source_rows - len(self)
+        cut = self._table["cut"].to_numpy()
+        self.num_dropped = source_rows - int((cut != LATER_PIECE).sum())
+        self.num_cut = int((cut == CUT).sum())
 
     @classmethod
     def open(cls, path: str | Path) -> "ConversationSet":
@@ -141,14 +149,17 @@ def tokenize_conversations(
     """The training conversations of all rows, in a file under `cache_dir`, reused like that of prompts.
 
     Raises:
-        DataError: a row is malformed, trains nothing, or is longer than `data.max_tokens` (unless dropped).
+        DataError: a row is malformed, trains nothing, or is longer than `data.max_tokens` (unless dropped or cut).
     """
-    settings = spec.model_dump(include={"chat_template_kwargs", "system", "max_tokens", "overlong", "loss", "ignore_empty_think"})
+    settings = spec.model_dump(include=_CONVERSATION_SETTINGS)
     path = Path(cache_dir) / f"conversations-{fingerprint(rows.fingerprint(), tokenizer, settings)}.arrow"
     if not path.exists():
         write_arrow(path, CONVERSATION_SCHEMA, _tokenize_conversations(rows, tokenizer, spec), len(rows))
     conversations = ConversationSet(path)
-    report_dropped(len(conversations), conversations.num_dropped, "max_tokens", spec.max_tokens)
+    report_dropped(len(rows) - conversations.num_dropped, conversations.num_dropped, "max_tokens", spec.max_tokens)
+    if conversations.num_cut:
+        done = "split" if spec.overlong == "split" else "truncated"
+        _log.warning("%s %d of %d rows longer than data.max_tokens (%d)", done, conversations.num_cut, len(rows), spec.max_tokens)
     return conversations
 
 
@@ -177,8 +188,10 @@ def _tokenize_conversations(rows: Rows, tokenizer: "PreTrainedTokenizerBase", sp
     for indices, batch in read_batches(rows):
         named = [(rows.origin(index), messages) for index, messages in zip(indices, batch, strict=True)]
         examples = encode_conversations(tokenizer, named, spec, frame)
-        kept = _fit(rows, indices, [e.input_ids for e in examples], "max_tokens", spec.max_tokens, spec.overlong)
-        yield conversation_batch([examples[number] for number in kept])
+        is_text = [messages[0]["role"] == "text" for messages in batch]
+        yield conversation_batch(
+            [p for e, text in zip(examples, is_text, strict=True) for p in fit_example(e, spec, is_text=text)]
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +201,31 @@ class EncodedConversation:
     origin: str
     input_ids: list[int]
     loss_weights: np.ndarray
+    cut: int = WHOLE
+
+
+def fit_example(example: EncodedConversation, spec: DataSpec, *, is_text: bool) -> list[EncodedConversation]:
+    """What `data.overlong` makes of a conversation: itself, a part of it, pieces, or nothing.
+
+    A part in which nothing would be trained is dropped.
+
+    Raises:
+        DataError: it is longer than `data.max_tokens`, and is neither to be dropped nor to be cut.
+    """
+    length, limit = len(example.input_ids), spec.max_tokens
+    if length <= limit:
+        return [example]
+    if spec.overlong == "error" or (spec.overlong == "split" and not is_text):
+        hint = "set data.overlong: drop" if spec.overlong == "error" else "data.overlong: split is for plain text only"
+        raise DataError(f"{example.origin}: {length} tokens, more than data.max_tokens ({limit}); raise it, or {hint}")
+    starts = {"drop": [], "truncate_left": [length - limit], "truncate_right": [0], "split": range(0, length, limit)}
+    pieces = [_cut(example, start, limit, LATER_PIECE if number else CUT) for number, start in enumerate(starts[spec.overlong])]
+    return [piece for piece in pieces if piece.loss_weights.any()]
+
+
+def _cut(example: EncodedConversation, start: int, count: int, cut: int) -> EncodedConversation:
+    part = slice(start, start + count)
+    return EncodedConversation(example.origin, example.input_ids[part], example.loss_weights[part], cut)
 
 
 def encode_conversations(
@@ -228,6 +266,7 @@ def conversation_batch(examples: Sequence[EncodedConversation], labels: Sequence
             pa.array([example.input_ids for example in examples], pa.list_(pa.int32())),
             pa.array([example.loss_weights for example in examples], pa.list_(pa.float32())),
             pa.array(labels or [0.0] * len(examples), pa.float32()),
+            pa.array([example.cut for example in examples], pa.int8()),
         ],
         schema=CONVERSATION_SCHEMA,
     )

@@ -1,7 +1,7 @@
 """Whole weights out of a partitioned model: bucket by bucket for the rollout engines, and as a model directory."""
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,23 +18,27 @@ BUCKET_BYTES = 2**30
 
 
 @dataclass(frozen=True, slots=True)
+class _Adapter:
+    """What is added to a parameter: `merge` takes the whole parameter and gives it with the adapter, in float32."""
+
+    parameters: tuple[nn.Parameter, ...]
+    merge: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
 class _Export:
     """A parameter under its checkpoint name, with the adapter to merge into it."""
 
     parameter: nn.Parameter
-    adapter: tuple[nn.Parameter, nn.Parameter, float] | None
+    adapter: _Adapter | None
 
     @property
     def parts(self) -> list[nn.Parameter]:
-        return [self.parameter] if self.adapter is None else [self.parameter, *self.adapter[:2]]
+        return [self.parameter, *(self.adapter.parameters if self.adapter else ())]
 
     def write(self, out: Tensor) -> None:
         """Copy the gathered parameter, adapters merged in float32."""
-        if self.adapter is None:
-            out.copy_(self.parameter)
-            return
-        down, up, scale = self.adapter
-        out.copy_(torch.addmm(self.parameter.float(), up.float(), down.float(), alpha=scale))
+        out.copy_(self.parameter if self.adapter is None else self.adapter.merge(self.parameter))
 
 
 class WeightExporter:
@@ -116,19 +120,28 @@ def gathered(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
 def _named_exports(causal_lm: nn.Module) -> Iterator[tuple[str, _Export]]:
     """Parameters by checkpoint name, in the order of the modules; tied ones once."""
     adapters = {
-        name: module for name, module in causal_lm.named_modules() if hasattr(module, "lora_A") and hasattr(module, "base_layer")
+        _adapted_parameter(name, module): module
+        for name, module in causal_lm.named_modules()
+        if hasattr(module, "lora_A") and hasattr(module, "base_layer")
     }
     for name, parameter in causal_lm.named_parameters():
         if ".lora_" in name or ".original_module." in name:
             continue
-        owner, _, leaf = name.replace(".modules_to_save.default.", ".").rpartition(".")  # a head trained in full beside adapters
-        layer = owner.removesuffix(".base_layer")
-        adapter = _adapter_of(adapters[layer]) if layer in adapters and leaf == "weight" else None
-        yield f"{layer}.{leaf}", _Export(parameter, adapter)
+        # A head trained in full beside adapters; and layers inside their adapters, experts inside two of them.
+        plain = name.replace(".modules_to_save.default.", ".").replace(".base_layer", "")
+        yield plain, _Export(parameter, _adapter_of(adapters[plain]) if plain in adapters else None)
 
 
-def _adapter_of(layer: Any) -> tuple[nn.Parameter, nn.Parameter, float]:
-    return layer.lora_A["default"].weight, layer.lora_B["default"].weight, float(layer.scaling["default"])
+def _adapted_parameter(name: str, module: Any) -> str:
+    """Checkpoint name of the parameter that an adapter belongs to; for experts peft wraps the parameter, not its module."""
+    return f"{name.replace('.base_layer', '')}.{getattr(module, 'parameter_name', 'weight')}"
+
+
+def _adapter_of(layer: Any) -> _Adapter:
+    down, up, scale = layer.lora_A["default"].weight, layer.lora_B["default"].weight, float(layer.scaling["default"])
+    if hasattr(layer, "parameter_name"):
+        return _Adapter((down, up), lambda weight: weight.float() + layer.get_delta_weight("default").float())
+    return _Adapter((down, up), lambda weight: torch.addmm(weight.float(), up.float(), down.float(), alpha=scale))
 
 
 def _describe(name: str, parameter: nn.Parameter) -> TensorDescription:

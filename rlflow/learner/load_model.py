@@ -118,12 +118,15 @@ def _prepare(loaded: Any, model: ModelSpec, learner: LearnerSpec, task_type: str
         return loaded
     # Checkpointing needs an input with gradient, and so do ZeRO-3's hooks that gather the first layer for its backward pass.
     loaded.enable_input_require_grads()
-    return _add_adapters(loaded, model.lora, task_type)
+    return _add_adapters(loaded, model.lora, task_type, learner)
 
 
-def _add_adapters(model: Any, lora: LoraSpec, task_type: str) -> Any:
+def _add_adapters(model: Any, lora: LoraSpec, task_type: str, learner: LearnerSpec) -> Any:
     from peft import LoraConfig, get_peft_model
 
+    has_experts = bool(getattr(model.config, "num_experts_per_tok", None))
+    if has_experts and (problem := expert_adapter_problem(lora, learner)):
+        raise SpecError(problem)
     targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
     config = LoraConfig(
         r=lora.rank,
@@ -133,3 +136,15 @@ def _add_adapters(model: Any, lora: LoraSpec, task_type: str) -> Any:
         task_type=task_type,
     )
     return get_peft_model(model, config)
+
+
+def expert_adapter_problem(lora: LoraSpec, learner: LearnerSpec) -> str | None:
+    """Why a mixture's experts cannot be adapted so: they are one parameter, which peft adapts as a whole."""
+    only = "or adapt attention alone with model.lora.target_modules: [q_proj, k_proj, v_proj, o_proj]"
+    if lora.target_modules != "all-linear":
+        return None
+    if learner.zero_stage == 3:
+        return f"learner.zero_stage: adapters of a mixture's experts are not supported with 3; use 2, {only}"
+    if lora.dropout:
+        return f"model.lora.dropout: adapters of a mixture's experts have none; set it to 0, {only}"
+    return None

@@ -6,6 +6,7 @@ from typing import Any
 
 from rlflow.cluster.handles import CheckpointHandle
 from rlflow.data.order import RowOrder
+from rlflow.loops.early_stopping import note_evaluation, stop_reason
 from rlflow.loops.schedule import learning_rate
 from rlflow.loops.state import LoopState
 from rlflow.observe.clock import StepClock
@@ -45,7 +46,8 @@ class RowLoop:
         self.journal.begin(self.total_steps)
         if self.state.step == 0:
             await self._first_evaluation()
-        while self.state.step < self.total_steps:
+        stopping = self.spec.run.early_stopping
+        while self.state.step < self.total_steps and stop_reason(self.state, stopping) is None:
             step, clock = self.state.step + 1, self.journal.clock()
             rows = self.order.rows(self.state.cursor, self.spec.batch_size)
             with clock.phase("learn"):
@@ -53,6 +55,7 @@ class RowLoop:
                 metrics = await self.train_rows(rows, rate)
             self.state.step, self.state.cursor = step, self.state.cursor + len(rows)
             await self._finish_step(step, clock, rows, metrics)
+        self.journal.ended(stop_reason(self.state, stopping))
 
     async def _finish_step(self, step: int, clock: StepClock, rows: list[int], metrics: dict[str, float]) -> None:
         is_last = step == self.total_steps
@@ -61,6 +64,8 @@ class RowLoop:
         if is_last or (self.spec.evaluate.every and step % self.spec.evaluate.every == 0):
             with clock.phase("eval"):
                 evaluation = await self._evaluate()
+            note_evaluation(self.state, evaluation, self.spec.run.early_stopping)
+            is_last = is_last or stop_reason(self.state, self.spec.run.early_stopping) is not None
         if self.checkpoints.is_due(step, evaluation, is_last=is_last):
             with clock.phase("checkpoint"):
                 await self.checkpoints.save(step, self.state.to_dict(), evaluation)
@@ -77,6 +82,7 @@ class RowLoop:
         with clock.phase("eval"):
             metrics = await self._evaluate()
         self.checkpoints.check_evaluation(metrics)
+        note_evaluation(self.state, metrics, self.spec.run.early_stopping)
         if metrics:
             self.journal.step(0, metrics, clock)
 

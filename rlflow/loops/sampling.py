@@ -1,13 +1,14 @@
 """What every loop that samples has in common: turns on the devices, evaluation, logs and checkpoints."""
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rlflow.algorithms.policy_batch import PolicyBatch, PolicyBatchSettings
 from rlflow.cluster.handles import CheckpointHandle, HandOverHandle, PromptTable, SamplerHandle
 from rlflow.data.order import RowOrder
 from rlflow.loops.batch_metrics import check_failures, completion_rows, evaluation_metrics
+from rlflow.loops.early_stopping import note_evaluation, stop_reason
 from rlflow.loops.requests import evaluation_requests, training_requests
 from rlflow.loops.schedule import learning_rate
 from rlflow.loops.state import LoopState
@@ -61,13 +62,16 @@ class SamplingLoop:
         self.hand_over.metrics()  # the first moves belong to no step
         if self.state.step == 0:
             await self._first_evaluation()
-        while self.state.step < self.total_steps:
+        stopping = self.spec.run.early_stopping
+        while self.state.step < self.total_steps and stop_reason(self.state, stopping) is None:
             step, clock = self.state.step + 1, self.journal.clock()
             rows = self.order.rows(self.state.cursor, self.spec.prompts_per_step)
             version = self.hand_over.weight_version
             result = await self.take_step(step, rows, clock)
-            self.state = LoopState(step, self.state.cursor + (result.num_prompts or len(rows)), self.hand_over.weight_version)
+            cursor = self.state.cursor + (result.num_prompts or len(rows))
+            self.state = replace(self.state, step=step, cursor=cursor, weight_version=self.hand_over.weight_version)
             await self._finish_step(clock, result, version)
+        self.journal.ended(stop_reason(self.state, stopping))
 
     def warn(self) -> None:
         """Say once what the spec's author may not expect."""
@@ -103,13 +107,16 @@ class SamplingLoop:
     async def _finish_step(self, clock: StepClock, result: StepResult, version: int) -> None:
         step, every, metrics = self.state.step, self.spec.evaluate.every, dict(result.metrics)
         is_last, log_every = step == self.total_steps, self.spec.run.log_completions_every
+        if is_last or (every and step % every == 0):
+            with clock.phase("eval"):
+                evaluation = await self._evaluate()
+            metrics |= evaluation
+            note_evaluation(self.state, evaluation, self.spec.run.early_stopping)
+            is_last = is_last or stop_reason(self.state, self.spec.run.early_stopping) is not None
         if result.batch is not None and log_every and (is_last or step % log_every == 0):
             groups = result.sampled.groups
             texts = await self.sampler.texts(groups)
             self.journal.completions(step, completion_rows(groups, result.batch, texts, self.prompts.row))
-        if is_last or (every and step % every == 0):
-            with clock.phase("eval"):
-                metrics |= await self._evaluate()
         if self.checkpoints.is_due(step, metrics, is_last=is_last):
             with clock.phase("checkpoint"):
                 await self.hand_over.write(lambda: self.checkpoints.save(step, self.state.to_dict(), metrics))
@@ -126,6 +133,7 @@ class SamplingLoop:
         with clock.phase("eval"):
             metrics = await self._evaluate()
         self.checkpoints.check_evaluation(metrics)
+        note_evaluation(self.state, metrics, self.spec.run.early_stopping)
         if metrics:
             self.journal.step(0, metrics, clock)
 

@@ -14,12 +14,16 @@ class LoopState:
     """Rows taken from the data's order."""
     weight_version: int = 0
     """Last version of the weights sent to the samplers."""
+    best_evaluation: float | None = None
+    """Best figure of `run.early_stopping`."""
+    evaluations_since_best: int = 0
+    """Evaluations since then."""
 
-    def to_dict(self) -> dict[str, int]:
+    def to_dict(self) -> dict[str, Any]:
         """For a checkpoint."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> "LoopState":
         """From a checkpoint, which may hold more."""
-        return cls(**{name: int(fields[name]) for name in cls.__slots__})
+        return cls(**{name: fields[name] for name in cls.__slots__})

@@ -11,6 +11,8 @@ from typing import Literal
 from rlflow.observe.durable import sync_directory, sync_tree, write_json, write_text
 
 COMPLETE = "COMPLETE"
+STATE = "state"
+"""The folder of what resuming needs beside the model."""
 EVALUATION = "evaluation.json"
 """Beside a checkpoint's model: the figures of the evaluation that it followed."""
 
@@ -80,6 +82,12 @@ class CheckpointFolder:
         for step in removed:
             self._remove(self.path / step_name(step))
         return removed
+
+    def remove_states(self, keep: set[int]) -> None:
+        """Remove the training state of complete checkpoints, except of the steps to `keep`."""
+        for step, folder in self.complete().items():
+            if step not in keep and (folder / STATE).exists():
+                shutil.rmtree(folder / STATE)
 
     def remove_partial(self) -> None:
         """Remove what a crash left: partial checkpoints and those renamed but never marked."""

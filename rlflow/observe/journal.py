@@ -49,6 +49,12 @@ class Journal:
         self._progress.step(row)
         self._run.write_status("running", step=step, total_steps=self._total_steps)
 
+    def ended(self, early: str | None) -> None:
+        """The steps are over; `early` says why, if before the last one."""
+        if early is not None:
+            self._progress.note(early)
+            self._run.write_status("running", message=early)
+
     def completions(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Record a step's completions."""
         self._run.write_completions(step, rows)

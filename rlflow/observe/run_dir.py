@@ -138,6 +138,10 @@ class RunDirectory:
         """
         return self._checkpoints.rotate(keep, {*protect, *self._linked_steps()})
 
+    def remove_states(self, keep: Iterable[int] = ()) -> None:
+        """Leave only the model of complete checkpoints, except of these steps."""
+        self._checkpoints.remove_states(set(keep))
+
     def latest_checkpoint(self) -> tuple[int, Path] | None:
         """Step and folder of the newest checkpoint that is marked COMPLETE."""
         return self._checkpoints.latest()

@@ -1,91 +1,67 @@
 """What data a job reads, how it is mixed, rendered and limited."""
 
-import os
 import re
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
 from rlflow.spec.base import Spec
+from rlflow.spec.sources import HeldOut, LanguagePair, SelfCognitionSource, SourceSpec, parse_source
 
-FILE_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-
-
-class BaseSource(Spec):
-    """What all kinds of sources have in common."""
-
-    sample: int | None = Field(default=None, ge=1)
-    """Rows taken from this source; more than it has: whole repeats and a random remainder. Unset: all."""
-
-    columns: dict[str, str] = Field(default={})
-    """Columns to rename, `{name in the data: new name}`, before the row format is detected."""
-
-
-class FileSource(BaseSource):
-    """Rows of a local file, or of every such file of a directory."""
-
-    type: Literal["file"] = "file"
-    """Kind of source."""
-
-    path: str
-    """A .json, .jsonl, .csv or .parquet file, or a directory of them; relative to the working directory."""
-
-
-class HubSource(BaseSource):
-    """Rows of a data set of the Hugging Face hub."""
-
-    type: Literal["hub"] = "hub"
-    """Kind of source."""
-
-    id: str
-    """Data set id, such as `org/name`."""
-
-    subset: str | None = None
-    """Subset (configuration) of the data set; several are joined by `/` and read one after the other."""
-
-    split: str = "train"
-    """Split of the data set; slices such as `train[:10%]` work too."""
-
-
-class ReasoningGymSource(BaseSource):
-    """Generated puzzles with a checkable answer, in the columns `solution` and `answer`; also `task`."""
-
-    type: Literal["reasoning_gym"] = "reasoning_gym"
-    """Kind of source."""
-
-    task: str
-    """Name of a reasoning-gym task, such as `chain_sum`."""
-
-    size: int = Field(default=1000, ge=1)
-    """Rows to generate; no two have the same prompt, so that a held-out split is truly held out."""
-
-    seed: int = Field(default=42, ge=0)
-    """Seed of the generator."""
-
-    options: dict[str, Any] = Field(default={})
-    """Configuration of the task, such as `min_terms`."""
-
-    prompt: str = "{question}"
-    """Template of the user turn over `question`, `answer` and the task's metadata, such as `{expression}`."""
-
-    remove_prompt_spaces: bool = False
-    """Remove every space from the prompt: keeps the sequences of character-level models short."""
-
-
-SourceSpec = Annotated[FileSource | HubSource | ReasoningGymSource, Field(discriminator="type")]
 _SourcesInput = str | SourceSpec | Annotated[tuple[str | SourceSpec, ...], Field(min_length=1)]
+
+
+class MixSpec(Spec):
+    """Sources mixed by probability (`datasets.interleave_datasets`), seeded by `data.seed`."""
+
+    weights: tuple[Annotated[float, Field(gt=0)], ...] = Field(min_length=1)
+    """How often each source is drawn from, relative to the others; one for each source."""
+
+    stop: Literal["first_exhausted", "all_exhausted"] = "first_exhausted"
+    """Stop when the first source has no row left, or start sources anew until every one of them was read whole."""
+
+
+class LossWeightSpec(Spec):
+    """What a regular expression finds in an assistant turn counts more, less, or not at all."""
+
+    pattern: str
+    """Regular expression, searched in each assistant turn without its end token; `^` is its start, `.` also a line break."""
+
+    weight: float = Field(ge=0)
+    """Factor on the weight of what was found; 0: not trained."""
+
+    @field_validator("pattern")
+    @classmethod
+    def _check_pattern(cls, value: str) -> str:
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise ValueError(f"{value!r} is no regular expression: {error}") from None
+        return value
+
+
+LossWeights = Literal["hermes", "react", "agentflan", "alpha_umi", "ignore_think_prefix"] | LossWeightSpec
 
 
 class DataSpec(Spec):
     """The rows of a job: where they come from, and how they become token sequences."""
 
     sources: tuple[SourceSpec, ...] = Field(min_length=1)
-    """Where rows come from. Strings are short for `file`, `hub` and `reasoning_gym` sources:
-    `rows.jsonl#500`, `org/name:subset#500`, `reasoning_gym:task#500`."""
+    """Where rows come from. Strings are short for sources: `rows.jsonl#500`, `org/name:subset#500` (`MS::` in front: of
+    ModelScope), `reasoning_gym:task#500`, `self_cognition:qwen3#500`."""
 
-    held_out: int | float = Field(default=0, ge=0)
-    """Rows (a whole number) or fraction (below 1.0) of the mixed rows kept for evaluation."""
+    model_name: str | LanguagePair | None = None
+    """What the model calls itself in `self_cognition` sources that do not say."""
+
+    model_author: str | LanguagePair | None = None
+    """Who made the model, in `self_cognition` sources that do not say."""
+
+    mix: MixSpec | None = None
+    """Draw from the sources by weight. Unset: one after the other, every row once."""
+
+    held_out: HeldOut = 0
+    """Rows (a whole number) or fraction (below 1.0) of the mixed rows kept for evaluation; of sources without their own."""
 
     seed: int = Field(default=42, ge=0)
     """Seed of sampling, held-out split and order; keep it the same in every job of a chain (ms-swift: 42)."""
@@ -99,8 +75,9 @@ class DataSpec(Spec):
     max_tokens: int = Field(default=2048, ge=1)
     """Longest training conversation (SFT), prompt and answers together, in tokens."""
 
-    overlong: Literal["error", "drop"] = "error"
-    """What to do with a row beyond its limit: stop and name it, or drop it and say how many were dropped."""
+    overlong: Literal["error", "drop", "truncate_left", "truncate_right", "split"] = "error"
+    """What to do with a row beyond its limit: stop and name it (error), or drop it and say how many were dropped. For SFT also:
+    keep its last (truncate_left) or first (truncate_right) `max_tokens` tokens, or make several rows of a plain text (split)."""
 
     chat_template: str | None = None
     """A packaged template (`qwen3`) or a .jinja file, for base models. Unset: the tokenizer's own."""
@@ -114,6 +91,10 @@ class DataSpec(Spec):
     ignore_empty_think: bool = False
     """Give an empty `<think></think>` block at the start of an assistant turn no loss."""
 
+    loss_weights: tuple[LossWeights, ...] = ()
+    """How much parts of assistant turns count in the loss of SFT: `{pattern, weight}`, or the name of a packaged set
+    (ms-swift's): `hermes`, `react`, `agentflan`, `alpha_umi`, `ignore_think_prefix`. Overlapping weights multiply."""
+
     system: str | None = None
     """System prompt of rows that have none."""
 
@@ -125,47 +106,20 @@ class DataSpec(Spec):
             return values
         return [parse_source(item) if isinstance(item, str) else item for item in values]
 
-    @field_validator("held_out")
-    @classmethod
-    def _check_held_out(cls, value: float) -> float:
-        if isinstance(value, float) and value >= 1:
-            raise ValueError(f"{value} is not a fraction below 1.0; write a whole number for a number of rows")
-        return value
+    def contradictions(self) -> Iterator[str]:
+        """Between the sources and what is said of them together."""
+        if self.mix is not None and len(self.mix.weights) != len(self.sources):
+            yield f"mix.weights: {len(self.mix.weights)} weights for {len(self.sources)} sources; write one for each"
+        if self.held_out and all(source.held_out is not None for source in self.sources):
+            yield "held_out: every source has its own held_out, so this would be ignored; remove it"
+        yield from self._identity_problems()
 
-
-def parse_source(text: str) -> dict[str, Any]:
-    """The source a string is short for: `[HF::]<path or id>[:subset][#rows]`, `reasoning_gym:<task>[#rows]`.
-
-    A path that exists is taken whole first; a name that ends like a data file is one even if it is missing.
-
-    Raises:
-        ValueError: the string is none of these forms.
-    """
-    if os.path.exists(text):
-        return {"type": "file", "path": text}
-    if text.startswith("MS::"):
-        raise ValueError(f"{text!r}: ModelScope is not supported; name the data set's Hugging Face id")
-    name, rows = _split_rows(text.removeprefix("HF::"))
-    if name.startswith("reasoning_gym:"):
-        task = {"type": "reasoning_gym", "task": name.removeprefix("reasoning_gym:")}
-        return task if rows is None else task | {"size": rows}
-    sample = {} if rows is None else {"sample": rows}
-    if not text.startswith("HF::") and _is_file(name):
-        return {"type": "file", "path": name, **sample}
-    hub_id, _, subset = name.partition(":")
-    if not _HUB_ID.fullmatch(hub_id):
-        raise ValueError(f"{text!r} is neither a file nor a data set id; write `path.jsonl#N` or `org/name:subset#N`")
-    return {"type": "hub", "id": hub_id, "subset": subset or None, **sample}
-
-
-def _split_rows(text: str) -> tuple[str, int | None]:
-    head, mark, rows = text.rpartition("#")
-    if not mark:
-        return text, None
-    if not rows.isdecimal():
-        raise ValueError(f"{text!r}: what follows # must be a number of rows")
-    return head, int(rows)
-
-
-def _is_file(name: str) -> bool:
-    return os.path.exists(name) or name.endswith(FILE_SUFFIXES) or name.startswith((".", "/", "~"))
+    def _identity_problems(self) -> Iterator[str]:
+        """Names that are missing, and those that nothing uses."""
+        selves = {i: source for i, source in enumerate(self.sources) if isinstance(source, SelfCognitionSource)}
+        for given, field in (("name", "model_name"), ("author", "model_author")):
+            unnamed = [number for number, source in selves.items() if getattr(source, given) is None]
+            if getattr(self, field) is not None and not unnamed:
+                yield f"{field}: no self_cognition source uses it; remove it"
+            elif getattr(self, field) is None:
+                yield from (f"sources[{number}].{given}: missing; set it, or data.{field}" for number in unnamed)

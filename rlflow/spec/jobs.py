@@ -40,12 +40,26 @@ class Job(Spec):
         """Between what every job has."""
         if (self.steps is None) == (self.epochs is None):
             yield "set exactly one of steps and epochs"
+        yield from self._evaluation_problems()
         sampling = {"temperature", "top_p", "max_completion_tokens", "num_samples"}
         given = [name for name in sorted(sampling) if getattr(self.evaluate, name) != EvaluateSpec.model_fields[name].default]
         if given and not isinstance(self, RolloutJob):
             yield f"evaluate.{given[0]}: a job of kind {self.kind} does not sample; its evaluation is by loss"
+        if self.kind != "sft" and self.data.overlong not in ("error", "drop"):
+            yield f"data.overlong: {self.data.overlong} is for kind sft; a job of kind {self.kind} needs error or drop"
+        if self.kind != "sft" and self.data.loss_weights:
+            yield f"data.loss_weights: a job of kind {self.kind} would not use them; remove them"
         if self.learner.zero_stage == 0 and self.model.dtype != "float32":
             yield f"learner.zero_stage: 0 needs model.dtype float32, not {self.model.dtype}; use 1 or higher"
+
+    def _evaluation_problems(self) -> Iterator[str]:
+        """What needs evaluations must have them."""
+        if self.run.early_stopping is not None and not self.evaluate.every:
+            yield "run.early_stopping: needs evaluations during the run; set evaluate.every"
+        has_held_out = bool(self.data.held_out) or any(source.held_out for source in self.data.sources)
+        for name in ("keep_best", "early_stopping"):
+            if getattr(self.run, name) is not None and not has_held_out:
+                yield f"run.{name}: needs held-out rows; set data.held_out, or held_out of a source"
 
     @property
     def rows_per_step(self) -> int:

@@ -5,6 +5,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from rlflow.spec.base import Spec
+from rlflow.spec.sources import Hub
 
 
 class RandomModelSpec(Spec):
@@ -27,7 +28,8 @@ class RandomModelSpec(Spec):
 
 
 class LoraSpec(Spec):
-    """Low-rank adapters (Hu et al. 2021) through peft; the base weights stay frozen."""
+    """Low-rank adapters (Hu et al. 2021) through peft; the base weights stay frozen, in `dtype`. Quantised base weights
+    (QLoRA) are not supported."""
 
     rank: int = Field(default=8, ge=1)
     """Rank r of the adapters (ms-swift default)."""
@@ -36,7 +38,8 @@ class LoraSpec(Spec):
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout on the adapters' input."""
     target_modules: str | tuple[str, ...] = "all-linear"
-    """Module names, or `all-linear`: every linear layer except the output head."""
+    """Module names, or `all-linear`: every linear layer except the output head, and a mixture's experts and router (which is not
+    possible with ZeRO stage 3 or dropout)."""
 
 
 class OtherModelSpec(Spec):
@@ -48,6 +51,8 @@ class OtherModelSpec(Spec):
     """Name of an earlier run in the same runs directory."""
     revision: str | None = None
     """Hub revision of `path`."""
+    hub: Hub = "huggingface"
+    """Where `path` lies if it is a hub id; `modelscope` needs the package modelscope (`pip install modelscope`)."""
 
     @model_validator(mode="after")
     def _at_most_one_origin(self) -> Self:
@@ -55,6 +60,8 @@ class OtherModelSpec(Spec):
             raise ValueError("set one of path and from_run")
         if self.revision is not None and self.path is None:
             raise ValueError("revision needs path")
+        if self.hub != "huggingface" and self.path is None:
+            raise ValueError("hub needs path")
         return self
 
     @property
@@ -74,6 +81,8 @@ class ModelSpec(Spec):
     """A model with random weights."""
     revision: str | None = None
     """Hub revision of `path`."""
+    hub: Hub = "huggingface"
+    """Where `path` lies if it is a hub id; `modelscope` needs the package modelscope (`pip install modelscope`)."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Data type of weights and activations, in the learner and in the sampler. The optimiser's copy is always float32."""
     experts_implementation: Literal["grouped_mm", "batched_mm", "eager"] = "grouped_mm"
@@ -90,12 +99,14 @@ class ModelSpec(Spec):
             raise ValueError("set exactly one of path, from_run and random")
         if self.revision is not None and self.path is None:
             raise ValueError("revision needs path")
+        if self.hub != "huggingface" and self.path is None:
+            raise ValueError("hub needs path")
         return self
 
     def other(self, origin: OtherModelSpec, *, lora: LoraSpec | None = None) -> "ModelSpec":
         """A model from elsewhere with this one's settings."""
-        fields = {"path": origin.path, "from_run": origin.from_run, "revision": origin.revision, "random": None, "lora": lora}
-        return self.model_copy(update=fields)
+        where = origin.model_dump(include={"path", "from_run", "revision", "hub"})
+        return self.model_copy(update={**where, "random": None, "lora": lora})
 
     @property
     def label(self) -> str:

@@ -16,6 +16,19 @@ class KeepBestSpec(Spec):
     """Whether more is better, or less."""
 
 
+class EarlyStoppingSpec(Spec):
+    """Ends a run, as succeeded, when its evaluations no longer get better. `model` is then the last one; see `keep_best`."""
+
+    metric: str = Field(pattern=r"^eval_[a-z0-9_]+$")
+    """Name of a figure of the evaluation, as in `metrics.jsonl`: `eval_loss`, say."""
+    mode: Literal["max", "min"]
+    """Whether more is better, or less."""
+    patience: int = Field(default=3, ge=1)
+    """Evaluations in a row without a new best after which the run ends."""
+    min_delta: float = Field(default=0.0, ge=0)
+    """By more than this an evaluation must be better than the best one to count."""
+
+
 class RunSpec(Spec):
     """A run: its name, directory and bookkeeping."""
 
@@ -35,6 +48,11 @@ class RunSpec(Spec):
     """Complete checkpoints to keep; the best one, if `keep_best` is set, is kept beside them."""
     keep_best: KeepBestSpec | None = None
     """By which figure of the evaluation the best checkpoint is told, and kept; if not set, only the newest are."""
+    keep_only_models: bool = False
+    """Remove the training state (optimiser, several times the model) of checkpoints that are not the newest, and of the last one
+    once the run has ended. A run that was cut off still goes on from its newest checkpoint."""
+    early_stopping: EarlyStoppingSpec | None = None
+    """End the run when evaluations (`evaluate.every`) no longer get better."""
     log_completions_every: int = Field(default=10, ge=0)
     """Steps between files of completions; 0: none."""
     max_restarts: int = Field(default=3, ge=0)

@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from rlflow.algorithms.batch_plan import MicroBatch, plan_step
+from rlflow.algorithms.batch_plan import MicroBatch, padding_share, plan_step
 
 
 def plan(lengths, *, ranks=1, budget=100, packing=True, sequences=None):
@@ -94,3 +94,12 @@ def test_a_plan_covers_only_the_sequences_it_was_given():
 def test_the_order_of_sequences_does_not_matter():
     lengths = [7, 7, 7, 3, 9, 9]
     assert plan(lengths, ranks=2, budget=16) == plan(lengths, ranks=2, budget=16, sequences=[5, 3, 1, 0, 4, 2])
+
+
+def test_share_of_padding():
+    lengths = [10, 30, 60]
+    assert padding_share(plan(lengths), lengths, packing=True) == 0
+    one_row = plan(lengths, budget=180, packing=False)  # three rows of 60
+    assert padding_share(one_row, lengths, packing=False) == pytest.approx(80 / 180)
+    uneven = plan([50, 50, 50], ranks=2, budget=50)  # the second rank repeats a sequence that counts zero times
+    assert padding_share(uneven, [50, 50, 50], packing=True) == pytest.approx(1 / 4)

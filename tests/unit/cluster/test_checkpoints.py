@@ -1,6 +1,7 @@
 """Which checkpoints are written, which stay, and which is called the best."""
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
@@ -14,7 +15,8 @@ class Learner:
     """Writes nothing; the folders are what is looked at."""
 
     async def save(self, state, model, client_state):
-        pass
+        for folder in (state, model):
+            Path(folder).mkdir()
 
     async def load(self, state):
         return {"from": state}
@@ -47,6 +49,19 @@ def test_the_best_checkpoint_is_written_at_once_and_outlives_the_rotation(tmp_pa
     assert RunDirectory(tmp_path / "try").read_status().best == {"step": 7, "eval_accuracy": 0.8}
     save(kept, {31: 0.9})
     assert steps(tmp_path) == [31]
+
+
+def test_only_the_newest_checkpoint_keeps_its_training_state(tmp_path):
+    def contents():
+        return {
+            int(path.name[-2:]): sorted(entry.name for entry in path.iterdir() if entry.is_dir())
+            for path in (tmp_path / "try" / "checkpoints").iterdir()
+        }
+
+    save(checkpoints(tmp_path, keep_checkpoints=2, keep_only_models=True), {10: None, 20: None, 30: None})
+    assert contents() == {20: ["model"], 30: ["model", "state"]}
+    RunDirectory(tmp_path / "try").remove_states()  # as at the end of a run
+    assert contents() == {20: ["model"], 30: ["model"]}
 
 
 def test_less_may_be_better(tmp_path):

@@ -1,6 +1,6 @@
 import pytest
 
-from rlflow.data.formats import detect_format
+from rlflow.data.formats import TextFormat, detect_format, detect_training_format
 from rlflow.errors import DataError
 
 USER = {"role": "user", "content": "hi"}
@@ -30,6 +30,20 @@ SYSTEM = {"role": "system", "content": "be kind"}
         ({"query": "more", "response": "ok", "history": '[["hi", "yo"]]'}, [
             USER, ASSISTANT, {"role": "user", "content": "more"}, {"role": "assistant", "content": "ok"}]),
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": "hi"}]}]}, [USER]),
+        ({"messages": [USER, {"role": "assistant", "content": None, "tool_calls": [
+            {"id": "1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}]},
+            {"role": "tool", "content": "2", "tool_call_id": "1", "name": None}], "tools": '[{"name": "add"}]'},
+         [USER | {"tools": [{"name": "add"}]}, {"role": "assistant", "content": "", "tool_calls": [
+            {"id": "1", "type": "function", "function": {"name": "add", "arguments": {"a": 1}}}]},
+            {"role": "tool", "content": "2", "tool_call_id": "1"}]),
+        ({"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "yo"},
+            {"from": "function_call", "value": '{"name": "add", "arguments": {"a": 1}}'},
+            {"from": "function_call", "value": '{"name": "nop"}'}, {"from": "observation", "value": "2"}], "tools": None},
+         [USER, ASSISTANT | {"tool_calls": [
+            {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}},
+            {"type": "function", "function": {"name": "nop", "arguments": {}}}]}, {"role": "tool", "content": "2"}]),
+        ({"query": "hi", "tools": [{"name": "add", "parameters": {"a": {"type": "int"}, "b": None}}]},
+         [USER | {"tools": [{"name": "add", "parameters": {"a": {"type": "int"}}}]}]),
         ({"messages": [USER, ASSISTANT | {"loss": False, "loss_scale": None}]},
          [USER, ASSISTANT | {"loss": False}]),
     ],
@@ -57,6 +71,10 @@ def test_a_row_becomes_messages(row, messages):
         ({"messages": [USER, SYSTEM]}, "message 2 is a system turn"),
         ({"messages": [USER, ASSISTANT | {"loss": "no"}]}, "loss of message 2"),
         ({"messages": [USER, ASSISTANT | {"loss_scale": -1}]}, "loss_scale of message 2"),
+        ({"messages": [USER], "tools": "no json"}, "column tools is not valid JSON"),
+        ({"messages": [USER], "tools": [1]}, "column tools is not a list of tool descriptions"),
+        ({"messages": [USER, ASSISTANT | {"tool_calls": [{"arguments": {}}]}]}, "tool_calls of message 2 holds a call without"),
+        ({"messages": [USER, {"role": "tool_call", "content": '{"name": "f", "arguments": "3"}'}]}, "arguments of f in content"),
         ({"question": "", "answer": "4"}, "column question is empty"),
         ({"question": "hi", "answers": {"text": ["a"]}}, "column answers .*rename it"),
         ({"query": "hi", "response": "yo", "history": [["a"]]}, "pairs"),
@@ -75,3 +93,12 @@ def test_columns_that_hold_no_conversation_are_listed():
 def test_two_possible_prompts_are_refused():
     with pytest.raises(DataError, match="prompt, question could each be the prompt"):
         detect_format(["question", "prompt"])
+
+
+def test_a_text_column_alone_is_plain_text_for_training():
+    assert detect_training_format(["text", "source"]).read({"text": "Once."}) == [{"role": "text", "content": "Once."}]
+    assert not isinstance(detect_training_format(["question", "text"]), TextFormat)  # there it is the response
+    with pytest.raises(DataError, match="column text is empty"):
+        TextFormat().read({"text": " "})
+    with pytest.raises(DataError, match="no messages"):  # nothing to sample from
+        detect_format(["text"])

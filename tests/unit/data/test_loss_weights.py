@@ -1,5 +1,6 @@
 import pytest
 
+from rlflow.data.chat import render
 from rlflow.data.loss_weights import Span, encode_conversation, weigh_tokens
 from rlflow.errors import DataError
 from rlflow.spec.data import DataSpec
@@ -189,3 +190,86 @@ def test_a_token_over_two_spans_takes_the_larger_weight():
     offsets = [(0, 2), (2, 4), (2, 4), (4, 7), (7, 7)]
     weights = weigh_tokens(offsets, [Span(1, 3, 0.5), Span(5, 7, 1.0)], base=0.0)
     assert weights.tolist() == [0.5, 0.5, 0.5, 1.0, 0.0]
+
+
+TOOL_TEMPLATE = """
+{%- if tools -%}{{- 'TOOLS ' + (tools | tojson) + '\n' -}}{%- endif -%}
+{%- for m in messages -%}{{- '<|im_start|>' + m.role + '\n' + m.content -}}
+{%- for call in m.tool_calls or [] -%}{{- '\ncall ' + (call.function | tojson) -}}{%- endfor -%}
+{{- '<|im_end|>\n' -}}{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}
+"""
+
+
+def test_tools_reach_the_template_and_calls_are_trained(byte_level):
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+    messages = [
+        {"role": "user", "content": "1+1", "tools": [{"name": "add"}]},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "2"},
+        {"role": "assistant", "content": "two"},
+    ]
+    assert trained(byte_level, messages, TOOL_TEMPLATE) == [
+        ('\ncall {"name": "add", "arguments": {"a": 1}}<|im_end|>', 1.0),
+        ("two<|im_end|>", 1.0),
+    ]
+    spec = DataSpec(sources=("unused.jsonl",))
+    byte_level.chat_template, own = TOOL_TEMPLATE, byte_level.chat_template
+    try:
+        assert render(byte_level, messages, spec, for_generation=False).startswith('TOOLS [{"name": "add"}]')
+    finally:
+        byte_level.chat_template = own
+
+
+@pytest.mark.parametrize("key", ["tools", "tool_calls"])
+def test_a_template_that_would_leave_tools_out_is_refused(byte_level, key):
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]
+    messages[key == "tool_calls"][key] = [{"function": {"name": "add"}}]
+    with pytest.raises(DataError, match=f"it has {key}, which the chat template does not write"):
+        trained(byte_level, messages, PLAIN)
+
+
+def test_every_token_of_a_plain_text_is_trained_and_it_ends(tokenizer):
+    assert trained(tokenizer, [{"role": "text", "content": "Paris"}], loss="last_round") == [("Paris<|im_end|>", 1.0)]
+
+
+def answer(byte_level, text, *weights, **fields):
+    return trained(byte_level, say("q", text), loss_weights=weights, **fields)
+
+
+def test_patterns_weigh_what_they_find(byte_level):
+    found = answer(byte_level, "a 12 b 34", {"pattern": r"\d+", "weight": 3})
+    assert found == [("a ", 1), ("12", 3), (" b ", 1), ("34", 3), ("<|im_end|>", 1)]
+    assert answer(byte_level, "aXb", {"pattern": "X", "weight": 2}, {"pattern": "Xb", "weight": 0.5}) == [
+        ("aX", 1.0), ("b", 0.5), ("<|im_end|>", 1.0)
+    ]  # fmt: skip
+    assert answer(byte_level, "ab ab", {"pattern": "^ab$", "weight": 0}) == [("ab ab<|im_end|>", 1)]
+    assert answer(byte_level, "ab", {"pattern": "b", "weight": 2}, loss="all")[-1] == ("<|im_end|>\n", 1)
+
+
+def test_patterns_multiply_the_weight_of_the_message(byte_level):
+    messages = say("q", "a1")
+    messages[1]["loss_scale"] = 0.5
+    assert trained(byte_level, messages, loss_weights=[{"pattern": "1", "weight": 4}]) == [
+        ("a", 0.5), ("1", 2), ("<|im_end|>", 0.5)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("hermes", "x<tool_call>\n1\n</tool_call>y", [("x", 1), ("<tool_call>\n1\n</tool_call>", 2), ("y<|im_end|>", 1)]),
+        ("ignore_think_prefix", "<think>\nab</think>c", [("ab</think>c<|im_end|>", 1)]),
+        ("react", "Thought: t\nAction: a\nAction Input: i\nObservation: o\nFinal Answer: f", [
+            ("Thought: t\n", 1), ("Action: a\nAction Input: i\nObservation:", 2), ("Final Answer: f<|im_end|>", 1)]),
+        ("alpha_umi", "Next: caller", [("Next: caller", 2), ("<|im_end|>", 1)]),
+        ("agentflan", "Name:n\nAction Input:i", [("Name:", 1), ("n\n", 3), ("Action Input:i", 2), ("<|im_end|>", 1)]),
+    ],
+)  # fmt: skip
+def test_packaged_weights(byte_level, name, text, expected):
+    assert answer(byte_level, text, name) == expected
+
+
+def test_a_row_whose_weights_are_all_zero_is_refused(byte_level):
+    with pytest.raises(DataError, match="nothing to train on"):
+        trained(byte_level, say("q", "ab"), PLAIN, loss_weights=[{"pattern": ".*", "weight": 0}])

@@ -53,6 +53,19 @@ def test_margins_system_prompts_and_earlier_turns_are_kept():
 
 
 @pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": GOOD, "rejected_response": "bad", "tools": [{"name": "add"}]},
+        {"messages": GOOD, "rejected_messages": BAD, "tools": '[{"name": "add"}]'},
+        {"prompt": "q", "chosen": "good", "rejected": "bad", "tools": [{"name": "add"}]},
+    ],
+)
+def test_both_conversations_have_the_tools(row):
+    found = detect_preference_format(list(row)).read(row)
+    assert found.chosen[0] == found.rejected[0] == user("q") | {"tools": [{"name": "add"}]}
+
+
+@pytest.mark.parametrize(
     ("row", "reason"),
     [
         ({"messages": GOOD, "rejected_response": "good"}, "are the same"),

@@ -1,11 +1,13 @@
 import csv
+import sys
 from collections import Counter
+from types import ModuleType, SimpleNamespace
 
 import pytest
 from datasets import Dataset
 
 from rlflow.data.sources import load_sources
-from rlflow.errors import DataError
+from rlflow.errors import DataError, SpecError
 from rlflow.spec.data import DataSpec
 
 
@@ -77,6 +79,57 @@ def test_sampling_less_takes_distinct_rows_by_seed(tmp_path, write_jsonl):
     assert [row.columns["number"] for row in ordered] == list(range(20))
 
 
+def draw(rows):
+    return [row.columns["number"] // 100 for row in rows]
+
+
+@pytest.mark.parametrize("stop", ["first_exhausted", "all_exhausted"])
+def test_weights_mix_sources_in_their_proportion(tmp_path, write_jsonl, stop):
+    paths = [write_jsonl(numbered(90, 100 * number), f"{number}.jsonl") for number in range(2)]
+    mixed = [load(tmp_path, *paths, mix={"weights": [3, 1], "stop": stop}, seed=seed) for seed in (1, 1, 2)]
+    orders = [[row.columns["number"] for row in rows] for rows in mixed]
+    assert orders[0] == orders[1] != orders[2]
+    counts = Counter(draw(mixed[0]))
+    assert 2 < counts[0] / counts[1] < 5
+    repeats = Counter(orders[0])
+    if stop == "first_exhausted":  # one source is read whole, nothing twice
+        assert counts[0] == 90 and set(repeats.values()) == {1}
+    else:  # every row of both is there
+        assert len(repeats) == 180
+
+
+def test_a_source_cut_short_by_the_mix_shows_rows_from_all_over_it(tmp_path, write_jsonl):
+    paths = [write_jsonl(numbered(5), "a.jsonl"), write_jsonl(numbered(90, 100), "b.jsonl")]
+    seen = [row.columns["number"] for row in load(tmp_path, *paths, mix={"weights": [1, 1]}) if row.columns["number"] >= 100]
+    assert len(seen) < 20 and max(seen) > 140
+    ordered = load(tmp_path, *paths, mix={"weights": [1, 1]}, shuffle=False)
+    found = [row.columns["number"] for row in ordered if row.columns["number"] >= 100]
+    assert found == list(range(100, 100 + len(found)))
+
+
+def test_modelscope_is_read_through_its_package(tmp_path, monkeypatch):
+    calls = []
+
+    def fake_load(name, **options):
+        calls.append((name, options))
+        data = Dataset.from_list(numbered(3))
+        return SimpleNamespace(to_hf_dataset=lambda: data)
+
+    package, datasets_module = ModuleType("modelscope"), ModuleType("modelscope.msdatasets")
+    datasets_module.MsDataset = SimpleNamespace(load=fake_load)
+    monkeypatch.setitem(sys.modules, "modelscope", package)
+    monkeypatch.setitem(sys.modules, "modelscope.msdatasets", datasets_module)
+    monkeypatch.setattr("rlflow.data.modelscope_hub.find_spec", lambda name: name == "modelscope")
+    rows = load(tmp_path, "MS::org/name:a/b")
+    assert len(rows) == 6 and rows[3].origin == "org/name:b[train], row 1"
+    assert calls[0] == ("org/name", {"split": "train", "cache_dir": str(tmp_path / "cache"), "subset_name": "a"})
+
+
+def test_without_modelscope_one_line_says_what_to_install(tmp_path):
+    with pytest.raises(SpecError, match=r"data.sources\[0\].hub: .*pip install modelscope"):
+        load(tmp_path, "MS::org/name")
+
+
 def test_columns_are_renamed_before_detection(tmp_path, write_jsonl):
     path = write_jsonl([{"text_in": "hi", "gold": "4"}])
     source = {"type": "file", "path": path, "columns": {"text_in": "query", "gold": "solution_text"}}
@@ -85,6 +138,18 @@ def test_columns_are_renamed_before_detection(tmp_path, write_jsonl):
     assert row.columns["solution_text"] == "4"
     with pytest.raises(DataError, match=r"data.sources\[0\].columns: .* has no column nope; it has text_in, gold"):
         load(tmp_path, source | {"columns": {"nope": "query"}})
+
+
+def test_tools_of_rows_keep_their_own_fields(tmp_path, write_jsonl):
+    tools = [[{"name": "add", "properties": {"a": {"type": "integer"}}}], [{"name": "say", "properties": {"text": {"x": 1}}}]]
+    calls = [{"name": "add", "arguments": {"a": 1}}, {"name": "say", "arguments": {"text": "hi", "deep": {"b": [1]}}}]
+    rows = [
+        {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "tool_calls": [call]}], "tools": given}
+        for call, given in zip(calls, tools, strict=True)
+    ]
+    found = load(tmp_path, write_jsonl(rows)).read([0, 1])
+    assert [messages[0]["tools"] for messages in found] == tools
+    assert [messages[1]["tool_calls"][0]["function"] for messages in found] == calls
 
 
 def test_a_missing_file_names_field_and_file(tmp_path):

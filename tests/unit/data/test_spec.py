@@ -1,7 +1,8 @@
 import pytest
 from pydantic import ValidationError
 
-from rlflow.spec.data import DataSpec, FileSource, HubSource, ReasoningGymSource, parse_source
+from rlflow.spec.data import DataSpec
+from rlflow.spec.sources import FileSource, HubSource, ReasoningGymSource, SelfCognitionSource, parse_source
 
 
 @pytest.mark.parametrize(
@@ -10,8 +11,8 @@ from rlflow.spec.data import DataSpec, FileSource, HubSource, ReasoningGymSource
         ("rows.jsonl#500", FileSource(path="rows.jsonl", sample=500)),
         ("some/dir/rows.parquet", FileSource(path="some/dir/rows.parquet")),
         ("./rows", FileSource(path="./rows")),
-        ("swift/self-cognition:qwen3#600", HubSource(id="swift/self-cognition", subset="qwen3", sample=600)),
         ("HF::a/b:x/y#5", HubSource(id="a/b", subset="x/y", sample=5)),
+        ("MS::a/b:x#5", HubSource(id="a/b", subset="x", sample=5, hub="modelscope")),
         ("org/name#5000", HubSource(id="org/name", sample=5000)),
         ("gsm8k", HubSource(id="gsm8k")),
         ("reasoning_gym:chain_sum#1000", ReasoningGymSource(task="chain_sum", size=1000)),
@@ -19,6 +20,24 @@ from rlflow.spec.data import DataSpec, FileSource, HubSource, ReasoningGymSource
 )
 def test_a_string_is_short_for_a_source(text, source):
     assert DataSpec(sources=(text,)).sources == (source,)
+
+
+@pytest.mark.parametrize(
+    ("text", "source"),
+    [
+        ("self_cognition", SelfCognitionSource()),
+        ("self_cognition:empty_think#7", SelfCognitionSource(variant="empty_think", sample=7)),
+        ("swift/self-cognition:qwen3#600", SelfCognitionSource(id="modelscope/self-cognition", variant="qwen3", sample=600)),
+        ("HF::modelscope/self-cognition", SelfCognitionSource(id="modelscope/self-cognition")),
+        ("MS::swift/self-cognition#9", SelfCognitionSource(id="swift/self-cognition", hub="modelscope", sample=9)),
+    ],
+)
+def test_strings_of_self_cognition_take_the_names_of_the_data(text, source):
+    spec = DataSpec(sources=(text,), model_name="N", model_author={"zh": "作者", "en": "A"})
+    assert spec.sources == (source,)
+
+
+SELF = {"type": "self_cognition"}
 
 
 def test_an_existing_path_is_taken_whole(tmp_path):
@@ -37,8 +56,19 @@ def test_a_single_source_needs_no_list():
     [
         ({"sources": []}, "at least 1"),
         ({"sources": ["rows.jsonl#many"]}, "must be a number of rows"),
-        ({"sources": ["MS::org/name"]}, "ModelScope is not supported"),
+        ({"sources": ["MS::org name"]}, "neither a file nor a data set id"),
+        ({"sources": ["self_cognition"]}, "sources.0..name: missing; set it, or data.model_name\n.*author: missing"),
+        ({"sources": [SELF | {"name": "N"}], "model_author": "A", "model_name": "M"}, "model_name: no self_cognition source"),
+        ({"sources": ["a.csv"], "model_name": "M"}, "model_name: no self_cognition source"),
+        ({"sources": [SELF | {"name": "N", "author": {"zh": "x"}}]}, r"LanguagePair\].en\n  Field required"),
+        ({"sources": ["self_cognition:qwen2"]}, "qwen3"),
+        ({"sources": [{"type": "hub", "id": "swift/self-cognition"}]}, "use type: self_cognition"),
+        ({"sources": ["a.csv"], "mix": {"weights": [1, 2]}}, "2 weights for 1 sources"),
+        ({"sources": ["a.csv"], "mix": {"weights": [0]}}, "greater than 0"),
+        ({"sources": [{"type": "file", "path": "a.csv", "held_out": 3}], "held_out": 2}, "own held_out"),
         ({"sources": ["what is this"]}, "neither a file nor a data set id"),
+        ({"sources": ["a.csv"], "loss_weights": [{"pattern": "(", "weight": 1}]}, "is no regular expression: missing"),
+        ({"sources": ["a.csv"], "loss_weights": ["hermess"]}, "'hermes', 'react'"),
         ({"sources": ["a.csv"], "held_out": 1.5}, "not a fraction below 1.0"),
         ({"sources": ["a.csv"], "held_out": -1}, "greater than or equal to 0"),
         ({"sources": [{"type": "ftp", "path": "x"}]}, "reasoning_gym"),

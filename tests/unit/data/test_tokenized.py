@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from rlflow.data.chat import render_prompt
+from rlflow.data.formats import detect_training_format
 from rlflow.data.loss_weights import encode_conversation
 from rlflow.data.rows import Rows
 from rlflow.data.sources import load_sources
@@ -123,6 +124,39 @@ def test_rows_beyond_the_limit_can_be_dropped(tmp_path, write_jsonl, characters,
     rows, spec = load(tmp_path, path, max_prompt_tokens=5, overlong="drop")
     with pytest.raises(DataError, match="every row is longer than 5 tokens"):
         tokenize_prompts(rows, characters, spec, tmp_path / "tokens")
+
+
+@pytest.mark.parametrize(("overlong", "kept"), [("truncate_left", slice(-40, None)), ("truncate_right", slice(0, 40))])
+def test_rows_beyond_the_limit_can_be_truncated(tmp_path, write_jsonl, characters, caplog, overlong, kept):
+    path = write_jsonl(
+        [{"query": "1", "response": "2" * 50}, {"query": "1", "response": "2"}, {"query": "1" * 50, "response": "2"}]
+    )
+    whole, spec = load(tmp_path, path, loss="all")
+    ids, _ = tokenize_conversations(whole, characters, spec, tmp_path / "tokens")[0]
+    rows, spec = load(tmp_path, path, max_tokens=40, overlong=overlong)
+    found = tokenize_conversations(rows, characters, spec, tmp_path / "tokens")
+    assert found[0][0].tolist() == ids[kept].tolist()
+    # The first tokens of the last row hold nothing of its answer, so it goes.
+    dropped = int(overlong == "truncate_right")
+    assert (len(found), found.num_cut, found.num_dropped) == (3 - dropped, 2 - dropped, dropped)
+    assert f"truncated {2 - dropped} of 3 rows longer than data.max_tokens (40)" in caplog.messages
+
+
+def test_plain_text_can_be_split(tmp_path, write_jsonl, characters, caplog):
+    path = write_jsonl([{"text": "0123456789" * 5}, {"text": "01"}])
+    spec = DataSpec(sources=(path,), max_tokens=20, overlong="split")
+    rows = load_sources(spec, tmp_path / "cache", detect_training_format)
+    found = tokenize_conversations(rows, characters, spec, tmp_path / "tokens")
+    texts = [characters.decode(found[number][0]) for number in range(len(found))]
+    assert texts == ["0123456789" * 2, "0123456789" * 2, "0123456789<|im_end|>", "01<|im_end|>"]
+    assert (found.num_cut, found.num_dropped) == (1, 0)
+    assert caplog.messages == ["split 1 of 2 rows longer than data.max_tokens (20)"]
+
+
+def test_a_conversation_is_not_split(tmp_path, write_jsonl, characters):
+    rows, spec = load(tmp_path, write_jsonl([{"query": "1", "response": "2" * 50}]), max_tokens=20, overlong="split")
+    with pytest.raises(DataError, match=r"row 1: .*data.overlong: split is for plain text only"):
+        tokenize_conversations(rows, characters, spec, tmp_path / "tokens")
 
 
 @pytest.mark.parametrize("tokenize", [tokenize_prompts, tokenize_conversations])

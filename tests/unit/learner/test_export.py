@@ -5,7 +5,7 @@ from peft import LoraConfig, get_peft_model
 
 from rlflow.learner.export import WeightExporter
 from rlflow.weights.buffers import open_buffer, read_bucket
-from tests.unit.learner.tiny_models import tiny_qwen3
+from tests.unit.learner.tiny_models import tiny_qwen3, tiny_qwen3_moe
 
 
 def _exported(exporter: WeightExporter) -> dict[str, torch.Tensor]:
@@ -55,6 +55,27 @@ def test_adapters_are_merged_in_float32_and_the_model_is_left_alone(dtype):
             expected = expected + 1.5 * (up @ down)
         assert weight.dtype == dtype
         torch.testing.assert_close(weight.float(), expected.to(dtype).float(), rtol=0, atol=1e-6, msg=name)
+
+
+def test_adapters_of_experts_are_merged_too():
+    plain = tiny_qwen3_moe()
+    before = {name: tensor.clone() for name, tensor in plain.state_dict().items()}
+    model = get_peft_model(plain, LoraConfig(r=2, lora_alpha=3, target_modules="all-linear", task_type="CAUSAL_LM"))
+    torch.manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data = torch.randn_like(parameter) / 10
+    weights = _exported(WeightExporter(model))
+    assert weights.keys() == before.keys()
+    for layer in ("experts.gate_up_proj", "experts.down_proj", "gate.weight"):
+        name = f"model.layers.1.mlp.{layer}"
+        assert not torch.allclose(weights[name], before[name]), name
+    tokens = torch.arange(7)[None]
+    with torch.no_grad():
+        expected = model(tokens, use_cache=False).logits
+        merged = tiny_qwen3_moe()
+        merged.load_state_dict(weights)
+        torch.testing.assert_close(merged(tokens, use_cache=False).logits, expected)
 
 
 def test_the_buffer_is_reused():

@@ -88,3 +88,18 @@ def test_adapters_leave_the_head_alone(directory):
     model = load_causal_lm(str(directory), spec, LearnerSpec(gradient_checkpointing="full"))
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert len(trained) == 2 * 7 and all(".lora_" in name and "lm_head" not in name for name in trained)
+
+
+@pytest.mark.parametrize(
+    ("lora", "learner", "message"),
+    [
+        (LoraSpec(rank=2), LearnerSpec(zero_stage=3), r"learner\.zero_stage: .* use 2, or adapt attention alone"),
+        (LoraSpec(rank=2, dropout=0.1), LearnerSpec(zero_stage=0), r"model\.lora\.dropout"),
+    ],
+)
+def test_what_adapters_of_experts_cannot_do_is_said(tmp_path, lora, learner, message):
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+    spec = RandomModelSpec(config=FIELDS | {"model_type": "qwen3_moe"} | experts, characters=CHARACTERS)
+    create_random_model(spec, "float32", build_character_tokenizer(CHARACTERS), tmp_path)
+    with pytest.raises(SpecError, match=message):
+        load_causal_lm(str(tmp_path), ModelSpec(path=str(tmp_path), dtype="float32", lora=lora), learner)

@@ -6,13 +6,13 @@ from rlflow.loops.state import LoopState
 
 
 def test_a_state_survives_its_checkpoint():
-    state = LoopState(step=7, cursor=56, weight_version=9)
+    state = LoopState(step=7, cursor=56, weight_version=9, best_evaluation=0.5, evaluations_since_best=2)
     stored = json.loads(json.dumps(state.to_dict()))
     assert LoopState.from_dict(stored) == state
 
 
 def test_a_checkpoint_may_hold_more():
-    stored = {"step": 1, "cursor": 2, "weight_version": 3, "world_size": 4, "torch_rng": b""}
+    stored = {**LoopState(1, 2, 3).to_dict(), "world_size": 4, "torch_rng": b""}
     assert LoopState.from_dict(stored) == LoopState(1, 2, 3)
 
 

@@ -183,6 +183,14 @@ def test_fields_that_do_not_go_together(changes, line):
         ),
         ({"evaluate": {"temperature": 0, "num_samples": 2}}, "evaluate.num_samples:"),
         ({"run": {"name": "try", "keep_best": {"metric": "loss"}}}, "run.keep_best.metric:"),
+        (
+            {"run": {"name": "try", "keep_best": {"metric": "eval_loss"}}, "data": {"sources": ["a.csv"]}},
+            "run.keep_best: needs held-out rows",
+        ),
+        (
+            {"run": {"name": "try", "early_stopping": {"metric": "eval_loss", "mode": "min"}}},
+            "run.early_stopping: needs evaluations during the run; set evaluate.every",
+        ),
         ({"grpo": {"dual_clip": 3, "loss_type": "sapo"}}, "grpo: dual_clip has no effect"),
         ({"grpo": {"sampler_correction": {"mode": "mask"}}, "rollout": {"top_p": 0.9}}, "grpo.sampler_correction.mode:"),
         ({"grpo": {"sampler_correction": {"mode": "mask"}}, "rollout": {"top_k": 5}}, "grpo.sampler_correction.mode:"),
@@ -346,7 +354,7 @@ def test_resolved_holds_every_default():
         "epsilon": 1e-8,
         "weight_decay": 0.1,
     }
-    assert data["data"]["sources"][0] == {"type": "file", "path": "rows.jsonl", "sample": 5, "columns": {}}
+    assert data["data"]["sources"][0] == {"type": "file", "path": "rows.jsonl", "sample": 5, "columns": {}, "held_out": None}
 
 
 def test_contradictions_are_reported_together():

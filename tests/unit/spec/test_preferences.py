@@ -46,6 +46,8 @@ def test_losses_without_reference_keep_none(kind):
         ("kto", {"kto": {"beta": 0}}, r"kto\.beta"),
         ("rm", {"data": {"sources": "a.csv", "loss": "all"}}, r"data\.loss"),
         ("rm", {"dpo": {}}, "dpo: unknown field"),
+        ("dpo", {"data": {"sources": "a.csv", "overlong": "split"}}, r"data\.overlong: split is for kind sft"),
+        ("kto", {"data": {"sources": "a.csv", "loss_weights": ["react"]}}, r"data\.loss_weights"),
     ],
 )
 def test_mistakes_name_the_field(kind, changes, message):

@@ -1,0 +1,34 @@
+import sys
+from pathlib import Path
+from types import ModuleType
+
+from rlflow.jobs.prepare import fetch_model
+from rlflow.jobs.static_checks import static_problems
+from rlflow.spec.load import parse_job
+from rlflow.spec.model import ModelSpec
+
+
+def job(**fields):
+    spec = {"kind": "sft", "run": {"name": "r"}, "model": {"path": "org/m"}, "data": {"sources": ["org/rows"]}, "steps": 1}
+    return parse_job(spec | fields)
+
+
+def test_a_model_of_modelscope_is_downloaded_when_a_run_starts(monkeypatch, tmp_path):
+    package = ModuleType("modelscope")
+    package.snapshot_download = lambda name, revision=None: f"/cache/{name}@{revision}"
+    monkeypatch.setitem(sys.modules, "modelscope", package)
+    monkeypatch.setattr("rlflow.data.modelscope_hub.find_spec", lambda name: package)
+    model = ModelSpec(path="org/name", hub="modelscope", revision="v1")
+    assert fetch_model(model, tmp_path) == "/cache/org/name@v1"
+    assert fetch_model(ModelSpec(path="org/name"), tmp_path) == "org/name"
+    assert fetch_model(ModelSpec(path=str(tmp_path), hub="modelscope"), tmp_path) == str(tmp_path)
+
+
+def test_a_plan_says_what_modelscope_needs_without_downloading(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for problems, field in (
+        (static_problems(job(model={"path": "org/m", "hub": "modelscope"})), "model.hub"),
+        (static_problems(job(data={"sources": ["MS::org/rows"]})), "data.sources[0].hub"),
+    ):
+        assert problems == [f"{field}: ModelScope needs its package, which is not installed: pip install modelscope"]
+    assert not any(Path().iterdir())
