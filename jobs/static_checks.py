@@ -97,7 +97,7 @@ def _may_be_hub_id(path: str) -> bool:
 def _check_losses(job: Job) -> None:
     if not isinstance(job, DpoJob):
         return
-    from rlflow.algorithms.preference_losses import load_function
+    from rlflow.algorithms.pair_losses import load_function
 
     for index, loss in enumerate(job.dpo.losses):
         if isinstance(loss, PluginLossSpec):
