@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,12 +19,14 @@ if TYPE_CHECKING:
 _SAMPLING_STREAM = 1
 Detect = Callable[[Sequence[str]], Format]
 """From the names of columns to how rows are read; raises `DataError`."""
+OpenFile = Callable[[Path, Path], Any]
+"""From a file and a folder for its Arrow copy to a table of its rows."""
 
 
-def load_sources(spec: DataSpec, cache_dir: str | Path, detect: Detect = detect_format) -> Rows:
+def load_sources(spec: DataSpec, cache_dir: str | Path, detect: Detect = detect_format, open_file: OpenFile = load_file) -> Rows:
     """The rows of all sources, one source after the other; the Arrow copies of files lie under `cache_dir`.
 
-    Rows are read, and malformed ones reported, when they are asked for.
+    `open_file` gives the table of a local file. Rows are read, and malformed ones reported, when they are asked for.
 
     Raises:
         DataError: a source is missing, unreadable or empty, or its columns do not hold what the job needs.
@@ -32,7 +34,7 @@ def load_sources(spec: DataSpec, cache_dir: str | Path, detect: Detect = detect_
     parts: list[Part] = []
     positions: list[np.ndarray] = []
     for number, source in enumerate(spec.sources):
-        loaded = _load_source(source, f"data.sources[{number}]", Path(cache_dir), detect)
+        loaded = _load_source(source, f"data.sources[{number}]", Path(cache_dir), detect, open_file)
         every = _list_positions(loaded, first_part=len(parts))
         chosen = _sample(len(every), source.sample, (spec.seed, _SAMPLING_STREAM, number), spec.shuffle)
         positions.append(every[chosen])
@@ -40,10 +42,12 @@ def load_sources(spec: DataSpec, cache_dir: str | Path, detect: Detect = detect_
     return Rows(parts, np.concatenate(positions))
 
 
-def _load_source(source: FileSource | HubSource | ReasoningGymSource, field: str, cache_dir: Path, detect: Detect) -> list[Part]:
+def _load_source(
+    source: FileSource | HubSource | ReasoningGymSource, field: str, cache_dir: Path, detect: Detect, open_file: OpenFile
+) -> list[Part]:
     if isinstance(source, FileSource):
         files = list_files(source.path, f"{field}.path")
-        named = [(str(file), load_file(file, cache_dir)) for file in files]
+        named = [(str(file), open_file(file, cache_dir)) for file in files]
     elif isinstance(source, HubSource):
         named = _load_hub(source, field, cache_dir)
     else:
