@@ -147,6 +147,56 @@ def plan(
 
 
 @app.command()
+def infer(
+    arguments: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SPEC…|MODEL [KEY=VALUE…]",
+            show_default=False,
+            help="Spec files; or a model (a run, a directory or a hub id) to ask with the flags below. KEY=VALUE as in run.",
+        ),
+    ],
+    data: Annotated[
+        list[str] | None,
+        typer.Option("--data", metavar="SOURCE", help="Rows to answer: a file or data set, such as a.jsonl#500."),
+    ] = None,
+    output: Annotated[str | None, typer.Option(metavar="FILE", help="Where the answers go (.jsonl).")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Longest answer, in tokens (2048).")] = None,
+    max_prompt_tokens: Annotated[int | None, typer.Option(help="Longest prompt, in tokens (1024).")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0: greedy. Default: the model's own.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Nucleus sampling. Default: the model's own.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Among the k likeliest tokens. Default: the model's own.")] = None,
+    num_samples: Annotated[int | None, typer.Option(help="Answers a row (1).")] = None,
+    num_workers: Annotated[int | None, typer.Option(help="Engines (1).")] = None,
+    tensor_parallel_size: Annotated[int | None, typer.Option(help="GPUs of an engine (1).")] = None,
+    adapter: Annotated[str | None, typer.Option(metavar="RUN|PATH", help="Adapters to merge first.")] = None,
+    no_thinking: Annotated[bool, typer.Option("--no-thinking", help="Have the chat template switch thinking off.")] = False,
+    response_prefix: Annotated[str | None, typer.Option(metavar="TEXT", help=r"Begins every answer; \n is a line break.")] = None,
+    system: Annotated[str | None, typer.Option(metavar="TEXT|FILE.txt", help="System prompt of rows that have none.")] = None,
+    drop_truncated: Annotated[bool, typer.Option("--drop-truncated", help="Leave out answers that were cut.")] = False,
+    drop_unbalanced_thinking: Annotated[
+        bool, typer.Option("--drop-unbalanced-thinking", help="Leave out answers whose thinking is not closed.")
+    ] = False,
+    dtype: Annotated[str | None, typer.Option(help="bfloat16 or float32. Default: as stored.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the run; from the output's name by default.")] = None,
+    runs: Annotated[str, typer.Option(help="Folder of all runs.")] = "runs",
+) -> None:
+    """Answer the rows of data sets, as JSON lines to train on; the same command goes on after a stop."""
+    flags = {flag: value for flag, value in locals().items() if flag != "arguments"}
+    from rlflow.jobs.flags import infer_document, read_text, refuse_flags
+    from rlflow.jobs.run import run_document, run_specs
+
+    models, overrides = split_arguments(arguments)
+    if all(Path(model).suffix in (".yaml", ".yml") for model in models):
+        refuse_flags(flags)
+        raise typer.Exit(run_specs(models, overrides))
+    if len(models) > 1 or not data:
+        raise UserError("infer takes spec files, or one model and --data SOURCE")
+    flags |= {"system": read_text(system), "response_prefix": read_text(response_prefix)}
+    raise typer.Exit(run_document(infer_document(models[0], flags), overrides))
+
+
+@app.command()
 def schema() -> None:
     """Print the JSON Schema of specs, for editors."""
     from rlflow.spec.jobs import job_schema

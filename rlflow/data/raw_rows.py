@@ -33,7 +33,7 @@ class JsonLines:
             file.seek(self._starts[index])
             line = file.readline()
         try:
-            row = json.loads(line)
+            row: dict[str, Any] = json.loads(line)
         except ValueError as error:
             raise DataError(f"not valid JSON: {error}") from None
         if not isinstance(row, dict):

@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import os
 import pickle
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
@@ -24,6 +24,8 @@ _UNKNOWN_SHARE = 0.45
 """Of the GPU's memory, where the plan could not estimate what the engine needs."""
 _SHARE_ALONE = 0.9
 """Of the GPU's memory, for an engine without a learner beside it."""
+_SAMPLING = ("temperature", "top_p", "top_k", "repetition_penalty")
+"""Settings of a request, else of the spec; where neither has one, the distribution is the model's."""
 _SHUTDOWN_TIMEOUT_S = 10.0
 _SLEEP_LEVEL = 2
 """Level 2 drops weights and KV cache; every wake is followed by a full sync."""
@@ -121,7 +123,7 @@ class RolloutEngine:
             completions=tuple(_completion(sample) for sample in sorted(output.outputs, key=lambda sample: sample.index)),
         )
 
-    async def stream(self, request: GroupRequest) -> AsyncIterator[tuple[list[int], FinishReason | None]]:
+    async def stream(self, request: GroupRequest) -> AsyncGenerator[tuple[list[int], FinishReason | None], None]:
         """One completion as it is sampled: the token ids of each step, and with the last ones why it ended.
 
         The completion is aborted if the iterator is closed or its task cancelled. Raises `RolloutError` as `generate` does.
@@ -161,13 +163,12 @@ class RolloutEngine:
         from vllm.sampling_params import RequestOutputKind
 
         spec = self._spec
-        full = request.full_distribution
+        chosen: dict[str, Any] = {name: _first_set(getattr(request, name), getattr(spec, name, None)) for name in _SAMPLING}
+        if request.full_distribution:
+            chosen["top_p"] = chosen["top_k"] = None
         return SamplingParams(
+            **{name: value for name, value in chosen.items() if value is not None},
             n=request.num_completions,
-            temperature=spec.temperature if request.temperature is None else request.temperature,
-            top_p=1.0 if full else spec.top_p if request.top_p is None else request.top_p,
-            top_k=0 if full else spec.top_k if request.top_k is None else request.top_k,
-            repetition_penalty=request.repetition_penalty or getattr(spec, "repetition_penalty", 1.0),
             max_tokens=spec.max_completion_tokens if request.max_tokens is None else request.max_tokens,
             seed=request.seed,
             stop=list(spec.stop) or None,
@@ -238,6 +239,10 @@ def _prepare_environment(spec: RolloutSpec | GenerationSpec) -> bool:
     os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     return on_gpu
+
+
+def _first_set(*values: float | None) -> float | None:
+    return next((value for value in values if value is not None), None)
 
 
 def _memory_share(spec: RolloutSpec | GenerationSpec) -> float:

@@ -3,7 +3,7 @@
 import asyncio
 import queue
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -59,7 +59,7 @@ class EngineThread:
             self._commands.put(_Command(lambda engine: engine.abort_request([request_id]), Future()))
             raise
 
-    async def stream(self, request_id: str, prompt: Any, sampling: Any) -> AsyncIterator[Any]:
+    async def stream(self, request_id: str, prompt: Any, sampling: Any) -> AsyncGenerator[Any, None]:
         """The request's outputs, step by step. If the iterator is closed before the end, the request is aborted."""
         loop, outputs = asyncio.get_running_loop(), asyncio.Queue[Any]()
         finished = False
