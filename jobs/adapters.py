@@ -59,21 +59,21 @@ def merged_model(base: str, adapter: str, dtype: str | None, runs: Path, directo
         found = find_adapter(adapter, runs)
         shutil.rmtree(directory, ignore_errors=True)
         try:
-            ray.get(ray.remote(merge_to).options(num_cpus=0).remote(base, found, directory, dtype, None))
+            check = ray.get(ray.remote(merge_to).options(num_cpus=0).remote(base, found, directory, dtype, None))
         except RayTaskError as error:
             raise error.cause from None
+        write_json(directory / CHECK_FILE, check)
     return str(directory)
 
 
 def merge_to(base: str, adapter: Path, directory: Path, dtype: str | None, max_shard_size: str | None) -> dict[str, float]:
-    """Merge, with the base's tokenizer, and write down how the check went."""
+    """Merge, with the tokenizer; returns how the check went, by the names of `MergeCheck`."""
     from transformers import AutoTokenizer
 
     from rlflow.learner.merge import merge_adapter
 
     check = asdict(merge_adapter(base, adapter, directory, dtype=dtype, max_shard_size=max_shard_size))
     AutoTokenizer.from_pretrained(tokenizer_source(base, adapter)).save_pretrained(directory)
-    write_json(directory / CHECK_FILE, check)
     return check
 
 

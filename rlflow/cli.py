@@ -197,6 +197,38 @@ def infer(
 
 
 @app.command()
+def export(
+    source: Annotated[
+        str, typer.Argument(metavar="RUN|PATH", show_default=False, help="A run, a model or adapter directory, or a hub id.")
+    ],
+    output: Annotated[Path, typer.Option(metavar="DIR", show_default=False, help="A new directory.")],
+    adapter: Annotated[str | None, typer.Option(metavar="RUN|PATH", help="Adapters to merge into the model.")] = None,
+    merge: Annotated[
+        bool | None, typer.Option("--merge/--no-merge", help="Merge adapters into their base, or write them alone.")
+    ] = None,
+    push: Annotated[str | None, typer.Option(metavar="REPO", help="Upload to this repository too.")] = None,
+    hub: Annotated[str, typer.Option(help="huggingface or modelscope.")] = "huggingface",
+    token: Annotated[
+        str | None, typer.Option(show_default=False, show_envvar=False, help="Of the hub; default: HF_TOKEN, or as logged in.")
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="Create the repository as a private one.")] = False,
+    dtype: Annotated[str | None, typer.Option(help="bfloat16, float16 or float32. Default: as stored.")] = None,
+    max_shard_size: Annotated[str | None, typer.Option(help="Of a file of weights, such as 5GB.")] = None,
+    runs: Annotated[Path, typer.Option(help="Folder of all runs.")] = Path("runs"),
+) -> None:
+    """Write a run's or another model as a directory (adapters merged), and upload it."""
+    from rlflow.jobs.export import check_options
+    from rlflow.jobs.export import export as write_model
+    from rlflow.jobs.push import push as upload
+
+    check_options(push, hub, token, private, dtype)
+    for line in write_model(source, output, adapter=adapter, merge=merge, dtype=dtype, max_shard_size=max_shard_size, runs=runs):
+        print(line)
+    if push is not None:
+        print(f"pushed: {upload(output, push, hub=hub, token=token, private=private)}")
+
+
+@app.command()
 def schema() -> None:
     """Print the JSON Schema of specs, for editors."""
     from rlflow.spec.jobs import job_schema
