@@ -4,10 +4,16 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
 
 from rlflow.errors import SpecError
 from rlflow.jobs.adapters import find_run
+from rlflow.spec.rollout import GenerationSpec
+
+if TYPE_CHECKING:
+    from rlflow.jobs.chat import ChatOptions
 
 _SECTIONS = {
     "name": "run.name",
@@ -89,3 +95,35 @@ def refuse_flags(flags: Mapping[str, Any]) -> None:
     if given:
         names = ", ".join(f"--{flag.replace('_', '-')}" for flag in given)
         raise SpecError(f"{names}: a spec file says what to do; change it with KEY=VALUE, such as infer.num_samples=4")
+
+
+def chat_options(flags: Mapping[str, Any]) -> "ChatOptions":
+    """The options of `rlflow chat`. Raises `SpecError` naming the flag."""
+    from rlflow.jobs.chat import ChatOptions
+
+    fields = ("temperature", "top_p", "top_k", "repetition_penalty", "tensor_parallel_size", "gpu_memory_utilization")
+    values = {name: flags[name] for name in fields} | {"max_completion_tokens": flags["max_tokens"], "max_num_seqs": 4}
+    try:
+        settings = GenerationSpec.model_validate(values)
+    except ValidationError as error:
+        lines = [f"--{_flag_of(str(item['loc'][0]))}: {item['msg']}" for item in error.errors()]
+        raise SpecError("\n".join(lines)) from None
+    if flags["dtype"] not in (None, "bfloat16", "float16", "float32"):
+        raise SpecError(f"--dtype: {flags['dtype']!r} is none of bfloat16, float16 and float32")
+    return ChatOptions(
+        model=flags["model"],
+        adapter=flags["adapter"],
+        settings=settings,
+        thinking=not flags["no_thinking"],
+        response_prefix=read_text(flags["response_prefix"]) or "",
+        system=read_text(flags["system"]),
+        chat_template=flags["chat_template"],
+        dtype=flags["dtype"],
+        max_model_tokens=flags["max_model_tokens"],
+        seed=flags["seed"],
+        runs=flags["runs"],
+    )
+
+
+def _flag_of(field: str) -> str:
+    return "max-tokens" if field == "max_completion_tokens" else field.replace("_", "-")

@@ -147,6 +147,38 @@ def plan(
 
 
 @app.command()
+def chat(
+    model: Annotated[str, typer.Argument(metavar="MODEL", show_default=False, help="A run, a directory or a hub id.")],
+    adapter: Annotated[str | None, typer.Option(metavar="RUN|PATH", help="Adapters to merge first.")] = None,
+    no_thinking: Annotated[bool, typer.Option("--no-thinking", help="Have the chat template switch thinking off.")] = False,
+    response_prefix: Annotated[str, typer.Option(metavar="TEXT", help=r"Begins every answer; \n is a line break.")] = "",
+    system: Annotated[str | None, typer.Option(metavar="TEXT|FILE.txt", help="System prompt.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0: greedy. Default: the model's own.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Nucleus sampling. Default: the model's own.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Among the k likeliest tokens. Default: the model's own.")] = None,
+    repetition_penalty: Annotated[float | None, typer.Option(help="Above 1: less repetition. Default: the model's own.")] = None,
+    max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 2048,
+    max_model_tokens: Annotated[
+        int | None, typer.Option(help="Longest conversation, in tokens; default: 8192, or what the model can.", min=1)
+    ] = None,
+    chat_template: Annotated[
+        str | None, typer.Option(metavar="NAME|FILE", help="For base models: a packaged template, or a .jinja file.")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="bfloat16 or float32. Default: as stored.")] = None,
+    tensor_parallel_size: Annotated[int, typer.Option(help="GPUs the model is spread over.")] = 1,
+    gpu_memory_utilization: Annotated[float, typer.Option(help="Share of the GPU's memory to use.")] = 0.9,
+    seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
+    runs: Annotated[Path, typer.Option(help="Folder of all runs.")] = Path("runs"),
+) -> None:
+    """Talk to a model; through a pipe, every line of stdin is a message and stdout holds only the answers."""
+    flags = dict(locals())
+    from rlflow.jobs.chat import chat as talk
+    from rlflow.jobs.flags import chat_options
+
+    talk(chat_options(flags))
+
+
+@app.command()
 def infer(
     arguments: Annotated[
         list[str],
