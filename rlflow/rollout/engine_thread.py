@@ -52,8 +52,10 @@ class EngineThread:
             engine.add_request(request_id, prompt, sampling)
             self._outputs[request_id] = output
 
+        added: Future[Any] = Future()
+        added.add_done_callback(lambda done: _fail(output, done))
         try:
-            await self.call(add)
+            self._commands.put(_Command(add, added))
             return await asyncio.wrap_future(output)
         except asyncio.CancelledError:
             self._commands.put(_Command(lambda engine: engine.abort_request([request_id]), Future()))
@@ -150,6 +152,13 @@ class EngineThread:
 
     def _obituary(self) -> EngineDied:
         return EngineDied(f"the engine died: {type(self._death).__name__}: {self._death}")
+
+
+def _fail(output: Future[Any], added: Future[Any]) -> None:
+    """A request that the engine did not take has no output. One wait for both saves a change of threads a request."""
+    error = added.exception()
+    if error is not None and output.set_running_or_notify_cancel():
+        output.set_exception(error)
 
 
 def _deliver(waiting: Future[Any], output: Any) -> None:
