@@ -77,8 +77,13 @@ class InferLoop:
         self.journal.begin(len(self.rows))
         self._announce(len(todo))
         self._speed = Speed()
-        await self.dispatch.run(todo, self._ask, self._deliver, self._refuse)
-        await asyncio.gather(*self._finishing)
+        try:
+            await self.dispatch.run(todo, self._ask, self._deliver, self._refuse)
+            await asyncio.gather(*self._finishing)
+        except BaseException:
+            for task in self._finishing:
+                task.cancel()
+            raise
         self.files.sync()
         self._report()
         self._check_failures()
