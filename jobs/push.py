@@ -1,5 +1,7 @@
 """Uploading a model directory to a hub. The token is never part of a message."""
 
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 from rlflow.errors import HubError, SpecError, UserError
@@ -20,7 +22,6 @@ def push(directory: Path, repository: str, *, hub: str, token: str | None, priva
 
 
 def _to_huggingface(directory: Path, repository: str, token: str | None, private: bool) -> str:
-    import httpx
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
@@ -38,7 +39,7 @@ def _to_huggingface(directory: Path, repository: str, token: str | None, private
                 f"--push {repository}: the hub refuses the token; set HF_TOKEN or --token to one that may write"
             ) from None
         raise HubError(f"--push {repository}: {_line(error)}") from None
-    except (httpx.HTTPError, OSError) as error:
+    except (*_transport_errors(), OSError) as error:
         raise HubError(f"--push {repository}: {type(error).__name__}: {_line(error)}") from None
 
 
@@ -54,6 +55,11 @@ def _to_modelscope(directory: Path, repository: str, token: str | None, private:
     except Exception as error:  # its exceptions share no base
         raise HubError(f"--push {repository}: {type(error).__name__}: {_line(error)}") from None
     return f"https://modelscope.cn/models/{repository}"
+
+
+def _transport_errors() -> tuple[type[Exception], ...]:
+    """Errors of the HTTP library below huggingface_hub: httpx up to its version 1, httpx2 from 2 on."""
+    return tuple(import_module(name).HTTPError for name in ("httpx", "httpx2") if find_spec(name))
 
 
 def _line(error: Exception) -> str:
