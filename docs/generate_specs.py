@@ -40,9 +40,11 @@ class Reference:
     def __init__(self, schema: Schema) -> None:
         self._models: dict[str, Schema] = schema["$defs"]
         self._titles: dict[str, str] = {}
+        self._kind = ""
         jobs = [self._models[_target(option)] for option in schema["oneOf"]]
         self.sections = [*_job_sections(jobs)]
         for job in jobs:
+            self._kind = job["properties"]["kind"]["const"]
             self.sections += self._nested(job, "")
 
     def render(self) -> str:
@@ -57,7 +59,9 @@ class Reference:
                     continue
                 inner, place = self._models[target], f"{path}{name}"
                 tag = inner["properties"].get("type", {}).get("const")
-                self._titles[target] = f"`{place}` of `type: {tag}`" if tag else f"`{place}`"
+                title = f"`{place}` of `type: {tag}`" if tag else f"`{place}`"
+                # Another model at the place that one of an earlier kind has.
+                self._titles[target] = f"{title} of `kind: {self._kind}`" if title in self._titles.values() else title
                 yield _section(self._titles[target], inner)
                 yield from self._nested(inner, f"{place}.")
 

@@ -74,7 +74,7 @@ class InferLoop:
         """Answer every row that is not done; returns what `summary` holds."""
         self._row_ids = self.rows.row_ids()
         todo = [RowNumber(i) for i, row_id in enumerate(self._row_ids) if row_id not in self.files.done]
-        self.journal.begin(len(self.rows))
+        self.journal.begin(len(self.rows), "row")
         self._announce(len(todo))
         self._speed = Speed()
         try:
