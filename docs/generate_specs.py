@@ -108,14 +108,24 @@ def updated_page(page: str) -> str:
 
 
 def _job_sections(jobs: list[Schema]) -> Iterator[Section]:
-    """The fields that every kind of job has, then those of each kind."""
-    shared = [name for name in jobs[0]["properties"] if all(name in job["properties"] for job in jobs) and name != "kind"]
-    whole = _section("Every job", {**jobs[0], "description": "Fields that every kind of job has."})
-    yield Section(whole.title, whole.description, {name: whole.fields[name] for name in shared}, whole.required)
+    """The fields that every kind of job has, those that every kind that trains has too, then those of each kind."""
+    training = [job for job in jobs if "learner" in job["properties"]]
+    everywhere, in_training = _shared(jobs), _shared(training)
+    whole = _section("", training[0])
+    for title, description, names in (
+        ("Every job", "Fields that every kind of job has.", everywhere),
+        ("Every job that trains", "Fields that every kind but `infer` has too.", [n for n in in_training if n not in everywhere]),
+    ):
+        yield Section(title, description, {name: whole.fields[name] for name in names}, whole.required)
     for job in jobs:
         section = _section(f"`kind: {job['properties']['kind']['const']}`", job)
+        shared = in_training if job in training else everywhere
         own = {name: field for name, field in section.fields.items() if name not in shared}
         yield Section(section.title, section.description, own, section.required)
+
+
+def _shared(jobs: list[Schema]) -> list[str]:
+    return [name for name in jobs[0]["properties"] if all(name in job["properties"] for job in jobs) and name != "kind"]
 
 
 def _section(title: str, model: Schema) -> Section:
