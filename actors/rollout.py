@@ -8,7 +8,7 @@ import ray
 
 from rlflow.rollout.completions import CompletionGroup, GroupRequest, GroupSummary
 from rlflow.rollout.engine import RolloutEngine
-from rlflow.spec.rollout import RolloutSpec
+from rlflow.spec.rollout import GenerationSpec, RolloutSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,8 +16,8 @@ class RolloutSetup:
     """What an engine is started with."""
 
     model_path: str
-    """Directory or hub id with the configuration and tokenizer; weights come from the learner."""
-    rollout: RolloutSpec
+    """Directory or hub id with the configuration and tokenizer."""
+    rollout: RolloutSpec | GenerationSpec
     dtype: str
     max_model_tokens: int
     seed: int
@@ -25,6 +25,8 @@ class RolloutSetup:
     """Whether it must be able to free its device memory."""
     num_threads: int | None
     """CPU threads; None leaves torch's default."""
+    load_weights: bool = False
+    """Load the model's own weights; else they come from the learner."""
 
 
 class RolloutActor:
@@ -47,6 +49,7 @@ class RolloutActor:
             dtype=setup.dtype,
             max_model_tokens=setup.max_model_tokens,
             seed=setup.seed,
+            load_weights=setup.load_weights,
             can_sleep=setup.can_sleep,
             num_threads=setup.num_threads,
         )

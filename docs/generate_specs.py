@@ -40,9 +40,11 @@ class Reference:
     def __init__(self, schema: Schema) -> None:
         self._models: dict[str, Schema] = schema["$defs"]
         self._titles: dict[str, str] = {}
+        self._kind = ""
         jobs = [self._models[_target(option)] for option in schema["oneOf"]]
         self.sections = [*_job_sections(jobs)]
         for job in jobs:
+            self._kind = job["properties"]["kind"]["const"]
             self.sections += self._nested(job, "")
 
     def render(self) -> str:
@@ -57,7 +59,9 @@ class Reference:
                     continue
                 inner, place = self._models[target], f"{path}{name}"
                 tag = inner["properties"].get("type", {}).get("const")
-                self._titles[target] = f"`{place}` of `type: {tag}`" if tag else f"`{place}`"
+                title = f"`{place}` of `type: {tag}`" if tag else f"`{place}`"
+                # Another model at the place that one of an earlier kind has.
+                self._titles[target] = f"{title} of `kind: {self._kind}`" if title in self._titles.values() else title
                 yield _section(self._titles[target], inner)
                 yield from self._nested(inner, f"{place}.")
 
@@ -104,14 +108,24 @@ def updated_page(page: str) -> str:
 
 
 def _job_sections(jobs: list[Schema]) -> Iterator[Section]:
-    """The fields that every kind of job has, then those of each kind."""
-    shared = [name for name in jobs[0]["properties"] if all(name in job["properties"] for job in jobs) and name != "kind"]
-    whole = _section("Every job", {**jobs[0], "description": "Fields that every kind of job has."})
-    yield Section(whole.title, whole.description, {name: whole.fields[name] for name in shared}, whole.required)
+    """The fields that every kind of job has, those that every kind that trains has too, then those of each kind."""
+    training = [job for job in jobs if "learner" in job["properties"]]
+    everywhere, in_training = _shared(jobs), _shared(training)
+    whole = _section("", training[0])
+    for title, description, names in (
+        ("Every job", "Fields that every kind of job has.", everywhere),
+        ("Every job that trains", "Fields that every kind but `infer` has too.", [n for n in in_training if n not in everywhere]),
+    ):
+        yield Section(title, description, {name: whole.fields[name] for name in names}, whole.required)
     for job in jobs:
         section = _section(f"`kind: {job['properties']['kind']['const']}`", job)
+        shared = in_training if job in training else everywhere
         own = {name: field for name, field in section.fields.items() if name not in shared}
         yield Section(section.title, section.description, own, section.required)
+
+
+def _shared(jobs: list[Schema]) -> list[str]:
+    return [name for name in jobs[0]["properties"] if all(name in job["properties"] for job in jobs) and name != "kind"]
 
 
 def _section(title: str, model: Schema) -> Section:

@@ -12,7 +12,7 @@ from rlflow.jobs.ray_job import check_run_dir
 from rlflow.jobs.static_checks import static_problems
 from rlflow.observe.run_dir import RunDirectory
 from rlflow.rewards import check_plugins
-from rlflow.spec.jobs import Job, RolloutJob
+from rlflow.spec.jobs import InferJob, Job, RolloutJob
 
 
 def check_specs(jobs: Sequence[Job]) -> None:
@@ -22,7 +22,7 @@ def check_specs(jobs: Sequence[Job]) -> None:
         raise SpecError("run.name: two of the specs have the same name")
     _raise_all(jobs, [static_problems(job, names[:index]) for index, job in enumerate(jobs)])
     for job in jobs:
-        if isinstance(job, RolloutJob):
+        if isinstance(job, RolloutJob | InferJob):
             check_plugins(job.rewards, max_completion_tokens=job.rollout.max_completion_tokens, cwd=os.getcwd())
 
 
@@ -37,6 +37,8 @@ def check_jobs(jobs: Sequence[Job], machine: Machine) -> None:
     names = [job.run.name for job in jobs]
     _raise_all(jobs, [plan_job(job, devices, names[:index]).problems for index, job in enumerate(jobs)])
     for job in jobs[1:]:
+        if isinstance(job, InferJob):  # whose bad rows are recorded, and stop nothing
+            continue
         for rows in load_rows(job, RunDirectory(f"{job.run.dir}/{job.run.name}")):
             rows.read(range(len(rows)))
 

@@ -8,6 +8,7 @@ from rlflow.cluster.devices import DevicePlan
 from rlflow.jobs.context import JobContext
 from rlflow.jobs.gkd import run_gkd_job
 from rlflow.jobs.grpo import run_grpo_job
+from rlflow.jobs.infer import infer_devices, run_infer_job
 from rlflow.jobs.ppo import run_ppo_job
 from rlflow.jobs.preference import run_preference_job
 from rlflow.jobs.sampling import sampling_devices
@@ -30,4 +31,5 @@ KINDS = {
     "dpo": Kind(run_preference_job, sft_devices),
     "kto": Kind(run_preference_job, sft_devices),
     "rm": Kind(run_preference_job, sft_devices),
+    "infer": Kind(run_infer_job, infer_devices),
 }

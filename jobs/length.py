@@ -2,10 +2,10 @@
 
 import math
 
-from rlflow.spec.jobs import Job
+from rlflow.spec.jobs import TrainingJob
 
 
-def total_steps(job: Job, num_rows: int) -> int:
+def total_steps(job: TrainingJob, num_rows: int) -> int:
     """`steps`, or as many as `epochs` passes over the rows need."""
     if job.steps is not None:
         return job.steps

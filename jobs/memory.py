@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from rlflow.jobs.model_facts import ModelFacts
-from rlflow.spec.jobs import Job, RolloutJob
+from rlflow.spec.jobs import InferJob, Job, RolloutJob, TrainingJob
 
 GIB = 2**30
 _CONTEXT_GIB = 0.8
@@ -43,6 +43,10 @@ def estimate_memory(job: Job, facts: ModelFacts, *, on_gpu: bool, device_gib: fl
     """Estimate for one device. What is still `auto` counts as the most frugal choice; a critic or a teacher as a second learner,
     as large as the first.
     """
+    if isinstance(job, InferJob):
+        rollout = _lone_engine_gib(job, facts) if on_gpu else _engines_on_cpu(job, facts)
+        return MemoryEstimate(0.0, 0.0, rollout, rollout, 0.0)
+    assert isinstance(job, TrainingJob)
     states, host = _learner_states(job, facts)
     peak = states + _activations(job, facts) + _gathered(job, facts) + _logits(job, facts)
     rollout = _rollout(job, facts, device_gib=device_gib, on_gpu=on_gpu) if isinstance(job, RolloutJob) else 0.0
@@ -63,11 +67,11 @@ def _size(job: Job) -> int:
     return 2 if job.model.dtype == "bfloat16" else 4
 
 
-def _zero_stage(job: Job) -> int:
+def _zero_stage(job: TrainingJob) -> int:
     return 3 if job.learner.zero_stage == "auto" else job.learner.zero_stage
 
 
-def _learner_states(job: Job, facts: ModelFacts) -> tuple[float, float]:
+def _learner_states(job: TrainingJob, facts: ModelFacts) -> tuple[float, float]:
     """(on the device, in host memory when offloaded) of one rank, in GiB."""
     size, ranks, stage = _size(job), job.learner.num_ranks, _zero_stage(job)
     trained = facts.num_parameters * (_LORA_FRACTION if job.model.lora else 1.0)
@@ -80,7 +84,7 @@ def _learner_states(job: Job, facts: ModelFacts) -> tuple[float, float]:
     return on_device / GIB, (optimizer + weights) / GIB
 
 
-def _activations(job: Job, facts: ModelFacts) -> float:
+def _activations(job: TrainingJob, facts: ModelFacts) -> float:
     """Of one micro-batch: what all layers keep for the backward pass, and what one layer needs while it is computed."""
     hidden, feed_forward = facts.hidden_size, facts.intermediate_size
     queries, keys = facts.num_attention_heads * facts.head_dim, facts.num_key_value_heads * facts.head_dim
@@ -93,7 +97,7 @@ def _activations(job: Job, facts: ModelFacts) -> float:
     return job.learner.micro_batch_tokens * (kept * facts.num_layers + backward) * fused * _size(job) / GIB
 
 
-def _gathered(job: Job, facts: ModelFacts) -> float:
+def _gathered(job: TrainingJob, facts: ModelFacts) -> float:
     """Parameters that ZeRO-3 holds whole at once: the embeddings and two layers."""
     if _zero_stage(job) < 3 or job.learner.num_ranks == 1:
         return 0.0
@@ -101,7 +105,7 @@ def _gathered(job: Job, facts: ModelFacts) -> float:
     return (facts.embedding_parameters + 2 * layer) * _size(job) / GIB
 
 
-def _logits(job: Job, facts: ModelFacts) -> float:
+def _logits(job: TrainingJob, facts: ModelFacts) -> float:
     """A chunk of logits, and the head's gradient in float32 and in the model's precision."""
     logits = min(_LOGITS_BYTES, facts.vocab_size * job.learner.micro_batch_tokens * _size(job))
     return (logits + facts.vocab_size * facts.hidden_size * (4 + _size(job))) / GIB
@@ -119,5 +123,16 @@ def _rollout(job: RolloutJob, facts: ModelFacts, *, device_gib: float, on_gpu: b
     if on_gpu:
         share = job.rollout.gpu_memory_utilization
         return engine_gib(job, facts) if share == "auto" else share * device_gib
+    return _engines_on_cpu(job, facts)
+
+
+def _lone_engine_gib(job: InferJob, facts: ModelFacts) -> float:
+    """The least that an engine without a learner needs on each of its GPUs: the cache takes what is left."""
+    tokens = job.data.max_prompt_tokens + job.rollout.max_completion_tokens
+    cache = tokens * 2 * facts.num_layers * facts.num_key_value_heads * facts.head_dim * _size(job)
+    return (facts.num_parameters * _size(job) + cache) / job.rollout.tensor_parallel_size / GIB + _ENGINE_GPU_GIB
+
+
+def _engines_on_cpu(job: RolloutJob | InferJob, facts: ModelFacts) -> float:
     weights = facts.num_parameters * _size(job) / GIB
     return (2 * weights + job.rollout.cpu_kv_cache_gib + _ENGINE_CPU_GIB) * job.rollout.num_workers

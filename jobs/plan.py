@@ -20,7 +20,7 @@ from rlflow.jobs.model_facts import ModelFacts, model_facts
 from rlflow.jobs.settle import settle
 from rlflow.jobs.static_checks import static_problems
 from rlflow.learner.load_model import expert_adapter_problem
-from rlflow.spec.jobs import Job, RolloutJob
+from rlflow.spec.jobs import InferJob, Job, RolloutJob
 from rlflow.spec.load import load_job, resolved
 from rlflow.spec.rewards import ModelRewardSpec
 
@@ -134,6 +134,11 @@ def local_devices() -> Devices:
 def _count_problems(placement: DevicePlan, devices: Devices) -> list[str]:
     if devices.device == "gpu" and placement.num_devices > devices.count:
         ranks, engines = len(placement.seats_of("learner")), len(placement.seats_of("rollout"))
+        if not ranks:
+            return [
+                f"rollout.num_workers x rollout.tensor_parallel_size: {engines} engines need {placement.num_devices} GPUs, "
+                f"there are {devices.count}"
+            ]
         return [
             f"learner.num_ranks, rollout.num_workers: {ranks} ranks and {engines} engines need {placement.num_devices} GPUs, "
             f"there are {devices.count}"
@@ -154,7 +159,7 @@ def _count_problems(placement: DevicePlan, devices: Devices) -> list[str]:
 
 
 def _reward_problems(job: Job, devices: Devices) -> list[str]:
-    if devices.device == "cpu" or not isinstance(job, RolloutJob):
+    if devices.device == "cpu" or not isinstance(job, RolloutJob | InferJob):
         return []
     return [
         f"rewards[{index}]: a reward of type model has no share of a GPU yet and would hold up every step on the processor; "
@@ -168,9 +173,10 @@ def _shape_problems(job: Job, facts: ModelFacts) -> list[str]:
     problems = []
     longest = job.data.max_tokens
     field = "data.max_tokens"
-    if isinstance(job, RolloutJob):
-        longest = job.data.max_prompt_tokens + job.longest_completion
-        longer = "rollout" if job.longest_completion == job.rollout.max_completion_tokens else "evaluate"
+    if isinstance(job, RolloutJob | InferJob):
+        completion = job.rollout.max_completion_tokens if isinstance(job, InferJob) else job.longest_completion
+        longest = job.data.max_prompt_tokens + completion
+        longer = "rollout" if completion == job.rollout.max_completion_tokens else "evaluate"
         field = f"data.max_prompt_tokens + {longer}.max_completion_tokens"
         if facts.num_attention_heads % job.rollout.tensor_parallel_size:
             problems.append(
@@ -186,5 +192,8 @@ def _memory_problems(job: Job, memory: MemoryEstimate, devices: Devices) -> list
     if memory.peak <= devices.memory_gib:
         return []
     where = "on each GPU" if devices.device == "gpu" else "in the machine's memory"
+    if isinstance(job, InferJob):
+        remedy = "rollout.tensor_parallel_size (more)" if devices.device == "gpu" else "rollout.num_workers (fewer)"
+        return [f"rollout: about {memory.peak:.1f} GiB are needed {where}, there are {devices.memory_gib:.1f}; change {remedy}"]
     remedy = "learner.num_ranks (more), learner.micro_batch_tokens (fewer), learner.gradient_checkpointing or model.lora"
     return [f"learner: about {memory.peak:.1f} GiB are needed {where}, there are {devices.memory_gib:.1f}; change {remedy}"]

@@ -12,7 +12,7 @@ from rlflow.data.tokenized import PromptSet, tokenize_conversations, tokenize_pr
 from rlflow.errors import DataError, SpecError
 from rlflow.loops.conversations import ConversationLengths
 from rlflow.observe.run_dir import RunDirectory
-from rlflow.spec.jobs import Job, KtoJob, PreferenceJob, RolloutJob, SftJob
+from rlflow.spec.jobs import InferJob, Job, KtoJob, PreferenceJob, RolloutJob, SftJob
 from rlflow.spec.model import ModelSpec, RandomModelSpec
 
 
@@ -128,6 +128,11 @@ def _row_format(job: Job) -> Any:
 def cache_dir(run: RunDirectory) -> Path:
     """Where tokenised rows lie."""
     return run.path / "data"
+
+
+def output_path(job: InferJob) -> Path:
+    """Where answers are written."""
+    return Path(job.infer.output or f"{job.run.dir}/{job.run.name}/output.jsonl").expanduser().absolute()
 
 
 class PromptRows:

@@ -8,7 +8,9 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import yaml
 from rich.console import Console
 from rich.logging import RichHandler
 
@@ -18,6 +20,7 @@ from rlflow.jobs.checks import check_jobs, check_specs, machine_devices
 from rlflow.jobs.context import JobContext, Machine
 from rlflow.jobs.kinds import KINDS
 from rlflow.jobs.plan import plan_job
+from rlflow.jobs.prepare import output_path
 from rlflow.jobs.ray_job import job_id
 from rlflow.jobs.static_checks import check_same_spec
 from rlflow.observe.checkpoints import step_name
@@ -26,9 +29,9 @@ from rlflow.observe.progress import Progress
 from rlflow.observe.report import write_report
 from rlflow.observe.run_dir import RunDirectory
 from rlflow.observe.sinks import JsonlSink, RayMetricsSink, Sinks, TensorBoardSink
-from rlflow.observe.table import RunSummary, print_summary
-from rlflow.spec.jobs import Job
-from rlflow.spec.load import load_job, resolved
+from rlflow.observe.table import AnswersSummary, RunSummary, print_answers, print_summary
+from rlflow.spec.jobs import InferJob, Job, TrainingJob
+from rlflow.spec.load import load_job, parse_job, resolved
 
 EXIT_DONE, EXIT_FAILED, EXIT_USER_ERROR, EXIT_STOPPED = 0, 1, 2, 130
 logger = logging.getLogger("rlflow")
@@ -36,24 +39,37 @@ logger = logging.getLogger("rlflow")
 
 def run_specs(paths: Sequence[str], overrides: Sequence[str]) -> int:
     """Run one or more specs in order; returns the exit code. Raises `UserError` before anything is started."""
-    jobs = [(path, load_job(path, overrides)) for path in paths]
+    jobs = [load_job(path, overrides) for path in paths]
+    return run_jobs([(Path(path).read_text(encoding="utf-8"), job) for path, job in zip(paths, jobs, strict=True)])
+
+
+def run_document(document: dict[str, Any], overrides: Sequence[str]) -> int:
+    """Run a spec given as plain data; otherwise as `run_specs`."""
+    return run_jobs([(yaml.safe_dump(document, allow_unicode=True, sort_keys=False), parse_job(document, overrides))])
+
+
+def run_jobs(jobs: Sequence[tuple[str, Job]]) -> int:
+    """Run jobs in order, each with its spec's text; otherwise as `run_specs`."""
     console = Console(highlight=False)
     _log_to(console)
     check_specs([job for _, job in jobs])
     machine = _machine(jobs)
     check_jobs([job for _, job in jobs], machine)
-    summaries = [_run_job(path, job, machine, console) for path, job in jobs]
-    print_summary(summaries, console)
+    summaries = [_run_job(text, job, machine, console) for text, job in jobs]
+    print_summary([summary for summary in summaries if isinstance(summary, RunSummary)], console)
+    print_answers([summary for summary in summaries if isinstance(summary, AnswersSummary)], console)
     return EXIT_DONE
 
 
-def _run_job(path: str, job: Job, machine: Machine, console: Console) -> RunSummary:
+def _run_job(text: str, job: Job, machine: Machine, console: Console) -> RunSummary | AnswersSummary:
     run = RunDirectory(Path(job.run.dir) / job.run.name)
     begin = time.time()
     with run.lock():
         if not _is_finished(run, job):
-            _open_run(run, path, job)
+            _open_run(run, text, job)
             _train(run, plan_job(job, machine_devices(machine)).job, machine, console)
+    if isinstance(job, InferJob):
+        return AnswersSummary(job.run.name, run.read_result() or {}, output_path(job))
     return _summary(run, job, time.time() - begin)
 
 
@@ -65,9 +81,9 @@ def _is_finished(run: RunDirectory, job: Job) -> bool:
     return status is not None and status.state == "succeeded"
 
 
-def _open_run(run: RunDirectory, path: str, job: Job) -> None:
+def _open_run(run: RunDirectory, text: str, job: Job) -> None:
     if not run.exists:
-        run.create(Path(path).read_text(encoding="utf-8"), resolved(job))
+        run.create(text, resolved(job))
     run.write_status("starting", ray_job_id=job_id())
 
 
@@ -78,9 +94,10 @@ def _train(run: RunDirectory, job: Job, machine: Machine, console: Console) -> N
         with Progress(job.run.name, job.kind, console) as progress:
             context = JobContext(run, Journal(run, sinks, progress), machine, os.getcwd())
             asyncio.run(_until_stopped(job, context))
-        latest = run.latest_checkpoint()
-        assert latest is not None
-        run.link_model(latest[0])
+        if isinstance(job, TrainingJob):
+            latest = run.latest_checkpoint()
+            assert latest is not None
+            run.link_model(latest[0])
         run.write_status("succeeded")
         if job.run.keep_only_models:
             run.remove_states()
@@ -109,7 +126,7 @@ async def _until_stopped(job: Job, context: JobContext) -> None:
 
 
 def _write_stopped(run: RunDirectory) -> None:
-    run.write_status("stopped", message="stopped by a signal; the same command goes on from the latest checkpoint")
+    run.write_status("stopped", message="stopped by a signal; the same command goes on from where it was")
 
 
 def _machine(jobs: Sequence[tuple[str, Job]]) -> Machine:

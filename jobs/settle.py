@@ -5,7 +5,7 @@ from itertools import product
 
 from rlflow.jobs.memory import engine_gib, estimate_memory
 from rlflow.jobs.model_facts import ModelFacts
-from rlflow.spec.jobs import Job, RolloutJob
+from rlflow.spec.jobs import Job, RolloutJob, TrainingJob
 
 _RESIDENCIES = ("together", "turns")
 _CHECKPOINTING = ("none", "selective", "full")
@@ -21,6 +21,8 @@ def settle(job: Job, facts: ModelFacts | None, *, on_gpu: bool, device_gib: floa
     Keeping engines and learner on the device comes first, then activations, then parameters and gradients whole. An unknown model
     gets the most frugal.
     """
+    if not isinstance(job, TrainingJob):
+        return job
     choices = [
         _with(job, *choice) for choice in product(_residencies(job, on_gpu=on_gpu), _checkpointing(job), _zero_stages(job))
     ]
@@ -34,7 +36,7 @@ def settle(job: Job, facts: ModelFacts | None, *, on_gpu: bool, device_gib: floa
     return choices[-1]
 
 
-def _residencies(job: Job, *, on_gpu: bool) -> tuple[str, ...]:
+def _residencies(job: TrainingJob, *, on_gpu: bool) -> tuple[str, ...]:
     if not isinstance(job, RolloutJob):
         return ("",)
     if not on_gpu:
@@ -44,25 +46,25 @@ def _residencies(job: Job, *, on_gpu: bool) -> tuple[str, ...]:
     return _RESIDENCIES if job.num_learners == 1 else ("turns",)
 
 
-def _checkpointing(job: Job) -> tuple[str, ...]:
+def _checkpointing(job: TrainingJob) -> tuple[str, ...]:
     mode = job.learner.gradient_checkpointing
     return _CHECKPOINTING if mode == "auto" else (mode,)
 
 
-def _zero_stages(job: Job) -> tuple[int, ...]:
+def _zero_stages(job: TrainingJob) -> tuple[int, ...]:
     stage = job.learner.zero_stage
     if stage != "auto":
         return (stage,)
     return (1, 2, 3) if job.learner.num_ranks > 1 else (1,)
 
 
-def _with(job: Job, residency: str, checkpointing: str, zero_stage: int) -> Job:
+def _with(job: TrainingJob, residency: str, checkpointing: str, zero_stage: int) -> TrainingJob:
     learner = job.learner.model_copy(update={"zero_stage": zero_stage, "gradient_checkpointing": checkpointing})
     settled = job.model_copy(update={"learner": learner})
     return settled.model_copy(update={"residency": residency}) if residency else settled
 
 
-def _with_engine_memory(job: Job, facts: ModelFacts, device_gib: float) -> Job:
+def _with_engine_memory(job: TrainingJob, facts: ModelFacts, device_gib: float) -> TrainingJob:
     if not isinstance(job, RolloutJob) or job.rollout.gpu_memory_utilization != "auto" or device_gib == math.inf:
         return job
     share = min(engine_gib(job, facts) / device_gib, _LARGEST_SHARE)

@@ -15,7 +15,7 @@ from rlflow.jobs.prepare import conversation_lengths, load_rows, prepare_convers
 from rlflow.jobs.recovery import with_learner_restarts
 from rlflow.loops.sft import SftLoop
 from rlflow.loops.state import LoopState
-from rlflow.spec.jobs import Job, SftJob
+from rlflow.spec.jobs import SftJob, TrainingJob
 
 
 async def run_sft_job(job: SftJob, context: JobContext) -> None:
@@ -62,7 +62,7 @@ async def run_sft_job(job: SftJob, context: JobContext) -> None:
         await close_run(placement)
 
 
-def sft_devices(job: Job, device: Literal["gpu", "cpu"]) -> DevicePlan:
+def sft_devices(job: TrainingJob, device: Literal["gpu", "cpu"]) -> DevicePlan:
     """One device a learner rank."""
     return plan_devices(
         device=device, learner_ranks=job.learner.num_ranks, rollout_workers=0, tensor_parallel_size=1, reward_workers=0

@@ -7,9 +7,11 @@ from rlflow.data.chat import read_template
 from rlflow.data.files import list_files
 from rlflow.data.modelscope_hub import check_modelscope
 from rlflow.errors import SpecError, UserError
-from rlflow.jobs.prepare import model_path
+from rlflow.jobs.adapters import find_adapter
+from rlflow.jobs.prepare import model_path, output_path
+from rlflow.observe.answers import errors_path
 from rlflow.observe.run_dir import RunDirectory
-from rlflow.spec.jobs import DpoJob, Job, RolloutJob
+from rlflow.spec.jobs import DpoJob, InferJob, Job, RolloutJob
 from rlflow.spec.load import resolved
 from rlflow.spec.preferences import PluginLossSpec
 from rlflow.spec.rewards import ModelRewardSpec, PluginSpec, with_token_limits
@@ -19,7 +21,7 @@ from rlflow.spec.sources import FileSource, SelfCognitionSource
 def static_problems(job: Job, earlier_runs: Sequence[str] = ()) -> list[str]:
     """Missing files, runs and plugins, limits that contradict each other: one line each."""
     problems: list[str] = []
-    for check in (_check_run, _check_template, _check_sources, _check_hubs, _check_rewards, _check_losses):
+    for check in (_check_run, _check_template, _check_sources, _check_hubs, _check_rewards, _check_losses, _check_output):
         try:
             check(job)
         except UserError as error:
@@ -72,7 +74,7 @@ def _check_hubs(job: Job) -> None:
 
 
 def _check_rewards(job: Job) -> None:
-    if not isinstance(job, RolloutJob):
+    if not isinstance(job, RolloutJob | InferJob):
         return
     lines: list[str] = []
     for index, reward in enumerate(job.rewards):
@@ -92,6 +94,20 @@ def _check_rewards(job: Job) -> None:
 
 def _may_be_hub_id(path: str) -> bool:
     return path.count("/") <= 1 and path[0] not in "./~"
+
+
+def _check_output(job: Job) -> None:
+    if not isinstance(job, InferJob):
+        return
+    output = output_path(job)
+    if output.suffix != ".jsonl":
+        raise SpecError(f"infer.output: {output} does not end in .jsonl")
+    if not RunDirectory(Path(job.run.dir) / job.run.name).exists:
+        for path in (output, errors_path(output)):
+            if path.exists():
+                raise SpecError(f"infer.output: {path} exists; choose another file, or remove it")
+    if job.adapter is not None:
+        find_adapter(job.adapter, Path(job.run.dir))
 
 
 def _check_losses(job: Job) -> None:

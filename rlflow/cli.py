@@ -158,6 +158,120 @@ def data(
 
 
 @app.command()
+def chat(
+    model: Annotated[str, typer.Argument(metavar="MODEL", show_default=False, help="A run, a directory or a hub id.")],
+    adapter: Annotated[str | None, typer.Option(metavar="RUN|PATH", help="Adapters to merge first.")] = None,
+    no_thinking: Annotated[bool, typer.Option("--no-thinking", help="Have the chat template switch thinking off.")] = False,
+    response_prefix: Annotated[str, typer.Option(metavar="TEXT", help=r"Begins every answer; \n is a line break.")] = "",
+    system: Annotated[str | None, typer.Option(metavar="TEXT|FILE.txt", help="System prompt.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0: greedy. Default: the model's own.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Nucleus sampling. Default: the model's own.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Among the k likeliest tokens. Default: the model's own.")] = None,
+    repetition_penalty: Annotated[float | None, typer.Option(help="Above 1: less repetition. Default: the model's own.")] = None,
+    max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 2048,
+    max_model_tokens: Annotated[
+        int | None, typer.Option(help="Longest conversation, in tokens; default: 8192, or what the model can.", min=1)
+    ] = None,
+    chat_template: Annotated[
+        str | None, typer.Option(metavar="NAME|FILE", help="For base models: a packaged template, or a .jinja file.")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="bfloat16 or float32. Default: as stored.")] = None,
+    tensor_parallel_size: Annotated[int, typer.Option(help="GPUs the model is spread over.")] = 1,
+    gpu_memory_utilization: Annotated[float, typer.Option(help="Share of the GPU's memory to use.")] = 0.9,
+    seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
+    runs: Annotated[Path, typer.Option(help="Folder of all runs.")] = Path("runs"),
+) -> None:
+    """Talk to a model; through a pipe, every line of stdin is a message and stdout holds only the answers."""
+    flags = dict(locals())
+    from rlflow.jobs.chat import chat as talk
+    from rlflow.jobs.flags import chat_options
+
+    talk(chat_options(flags))
+
+
+@app.command()
+def infer(
+    arguments: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SPEC…|MODEL [KEY=VALUE…]",
+            show_default=False,
+            help="Spec files; or a model (a run, a directory or a hub id) to ask with the flags below. KEY=VALUE as in run.",
+        ),
+    ],
+    data: Annotated[
+        list[str] | None,
+        typer.Option("--data", metavar="SOURCE", help="Rows to answer: a file or data set, such as a.jsonl#500."),
+    ] = None,
+    output: Annotated[str | None, typer.Option(metavar="FILE", help="Where the answers go (.jsonl).")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Longest answer, in tokens (2048).")] = None,
+    max_prompt_tokens: Annotated[int | None, typer.Option(help="Longest prompt, in tokens (1024).")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0: greedy. Default: the model's own.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Nucleus sampling. Default: the model's own.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Among the k likeliest tokens. Default: the model's own.")] = None,
+    num_samples: Annotated[int | None, typer.Option(help="Answers a row (1).")] = None,
+    num_workers: Annotated[int | None, typer.Option(help="Engines (1).")] = None,
+    tensor_parallel_size: Annotated[int | None, typer.Option(help="GPUs of an engine (1).")] = None,
+    adapter: Annotated[str | None, typer.Option(metavar="RUN|PATH", help="Adapters to merge first.")] = None,
+    no_thinking: Annotated[bool, typer.Option("--no-thinking", help="Have the chat template switch thinking off.")] = False,
+    response_prefix: Annotated[str | None, typer.Option(metavar="TEXT", help=r"Begins every answer; \n is a line break.")] = None,
+    system: Annotated[str | None, typer.Option(metavar="TEXT|FILE.txt", help="System prompt of rows that have none.")] = None,
+    drop_truncated: Annotated[bool, typer.Option("--drop-truncated", help="Leave out answers that were cut.")] = False,
+    drop_unbalanced_thinking: Annotated[
+        bool, typer.Option("--drop-unbalanced-thinking", help="Leave out answers whose thinking is not closed.")
+    ] = False,
+    dtype: Annotated[str | None, typer.Option(help="bfloat16 or float32. Default: as stored.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the run; from the output's name by default.")] = None,
+    runs: Annotated[str, typer.Option(help="Folder of all runs.")] = "runs",
+) -> None:
+    """Answer the rows of data sets, as JSON lines to train on; the same command goes on after a stop."""
+    flags = {flag: value for flag, value in locals().items() if flag != "arguments"}
+    from rlflow.jobs.flags import infer_document, read_text, refuse_flags
+    from rlflow.jobs.run import run_document, run_specs
+
+    models, overrides = split_arguments(arguments)
+    if all(Path(model).suffix in (".yaml", ".yml") for model in models):
+        refuse_flags(flags)
+        raise typer.Exit(run_specs(models, overrides))
+    if len(models) > 1 or not data:
+        raise UserError("infer takes spec files, or one model and --data SOURCE")
+    flags |= {"system": read_text(system), "response_prefix": read_text(response_prefix)}
+    raise typer.Exit(run_document(infer_document(models[0], flags), overrides))
+
+
+@app.command()
+def export(
+    source: Annotated[
+        str, typer.Argument(metavar="RUN|PATH", show_default=False, help="A run, a model or adapter directory, or a hub id.")
+    ],
+    output: Annotated[Path, typer.Option(metavar="DIR", show_default=False, help="A new directory.")],
+    adapter: Annotated[str | None, typer.Option(metavar="RUN|PATH", help="Adapters to merge into the model.")] = None,
+    merge: Annotated[
+        bool | None, typer.Option("--merge/--no-merge", help="Merge adapters into their base, or write them alone.")
+    ] = None,
+    push: Annotated[str | None, typer.Option(metavar="REPO", help="Upload to this repository too.")] = None,
+    hub: Annotated[str, typer.Option(help="huggingface or modelscope.")] = "huggingface",
+    token: Annotated[
+        str | None, typer.Option(show_default=False, show_envvar=False, help="Of the hub; default: HF_TOKEN, or as logged in.")
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="Create the repository as a private one.")] = False,
+    dtype: Annotated[str | None, typer.Option(help="bfloat16, float16 or float32. Default: as stored.")] = None,
+    max_shard_size: Annotated[str | None, typer.Option(help="Of a file of weights, such as 5GB.")] = None,
+    runs: Annotated[Path, typer.Option(help="Folder of all runs.")] = Path("runs"),
+) -> None:
+    """Write a run's or another model as a directory (adapters merged), and upload it."""
+    from rlflow.jobs.export import check_options
+    from rlflow.jobs.export import export as write_model
+    from rlflow.jobs.push import push as upload
+
+    check_options(push, hub, token, private, dtype)
+    for line in write_model(source, output, adapter=adapter, merge=merge, dtype=dtype, max_shard_size=max_shard_size, runs=runs):
+        print(line)
+    if push is not None:
+        print(f"pushed: {upload(output, push, hub=hub, token=token, private=private)}")
+
+
+@app.command()
 def schema() -> None:
     """Print the JSON Schema of specs, for editors."""
     from rlflow.spec.jobs import job_schema

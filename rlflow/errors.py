@@ -20,6 +20,10 @@ class DataError(UserError):
     """A data set cannot be read, or a row of it is malformed."""
 
 
+class HubError(RlflowError):
+    """A hub cannot be reached, or fails."""
+
+
 class RewardError(RlflowError):
     """Rewards could not be computed."""
 

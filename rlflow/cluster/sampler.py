@@ -7,15 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from ray import ObjectRef
-from ray.exceptions import RayActorError, RayTaskError
 
 from rlflow.actors.reward import PromptRow
 from rlflow.algorithms.policy_batch import ScoredGroup
-from rlflow.cluster.failure import RolloutsLost
+from rlflow.cluster.dispatch import Dispatch
 from rlflow.cluster.ledger import PromptLedger
 from rlflow.cluster.reward_group import RewardGroup
-from rlflow.cluster.rollout_group import RolloutGroup, RolloutWorker
-from rlflow.errors import EngineDied, RolloutError
+from rlflow.cluster.rollout_group import RolloutGroup
+from rlflow.errors import RolloutError
 from rlflow.rollout.completions import GroupRequest, GroupSummary
 
 
@@ -69,11 +68,16 @@ class Sampler:
         begin = time.perf_counter()
         ledger = PromptLedger(requests, self._assignment(requests) if self._deterministic else None)
         scoring: list[asyncio.Task[SampledGroup]] = []
+
+        async def ask(request: GroupRequest) -> GroupRequest:
+            return request
+
+        def score(request: GroupRequest, summary: GroupSummary, arrays: ObjectRef) -> None:
+            scoring.append(asyncio.create_task(self._score(summary, arrays, row_of(request.prompt_id))))
+
+        dispatch = Dispatch(self._rollouts, groups_in_flight=self._groups_in_flight, ask=ask, deliver=score, refuse=_refuse)
         try:
-            while not ledger.is_done:
-                if not self._rollouts.workers:
-                    await recover()
-                await self._serve_all(ledger, row_of, scoring)
+            await dispatch.run(ledger, recover)
             generated = time.perf_counter()
             groups = await asyncio.gather(*scoring)
         except BaseException:
@@ -88,56 +92,6 @@ class Sampler:
         """The completions' texts, by group."""
         return list(await asyncio.gather(*(group.texts for group in groups)))
 
-    async def _serve_all(
-        self,
-        ledger: PromptLedger[GroupRequest],
-        row_of: Callable[[int], PromptRow],
-        scoring: list[asyncio.Task[SampledGroup]],
-    ) -> None:
-        """Run until all prompts are done or no worker is left."""
-        workers = list(self._rollouts.workers)
-        tasks = [
-            asyncio.create_task(self._serve(worker, ledger, row_of, scoring))
-            for worker in workers
-            for _ in range(self._groups_in_flight)
-        ]
-        try:
-            await asyncio.gather(*tasks)
-        except RolloutsLost:
-            pass  # the caller starts engines and goes on
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-        for worker in workers:  # a task that waited for a lease may have got one back from a dead worker's other tasks
-            await ledger.give_back(worker.name)
-
-    async def _serve(
-        self,
-        worker: RolloutWorker,
-        ledger: PromptLedger[GroupRequest],
-        row_of: Callable[[int], PromptRow],
-        scoring: list[asyncio.Task[SampledGroup]],
-    ) -> None:
-        while (request := await ledger.lease(worker.name)) is not None:
-            summary_ref, arrays = worker.generate(request)
-            try:
-                summary = await summary_ref
-            except (RayActorError, EngineDied) as error:
-                await self._lose(worker, ledger, error)
-                return
-            except RayTaskError as error:
-                raise RolloutError(f"prompt {request.prompt_id}: {_last_line(error)}") from error
-            if not await ledger.finish(request.slot, worker.name):
-                return
-            scoring.append(asyncio.create_task(self._score(summary, arrays, row_of(request.prompt_id))))
-
-    async def _lose(self, worker: RolloutWorker, ledger: PromptLedger[GroupRequest], error: Exception) -> None:
-        self._rollouts.mark_dead(worker, error)
-        await ledger.give_back(worker.name)
-        if not self._rollouts.workers:
-            raise RolloutsLost("no rollout worker is left") from error
-
     async def _score(self, summary: GroupSummary, arrays: ObjectRef, row: PromptRow) -> SampledGroup:
         scores, texts = await self._rewards.score(row, arrays)
         return SampledGroup(summary, scores, arrays, texts)
@@ -148,5 +102,5 @@ class Sampler:
         return lambda request: assigned[request.slot]
 
 
-def _last_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[-1]
+def _refuse(request: GroupRequest, reason: str) -> None:
+    raise RolloutError(f"prompt {request.prompt_id}: {reason}")

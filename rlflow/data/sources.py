@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,12 +22,14 @@ if TYPE_CHECKING:
 _SAMPLING_STREAM = 1
 Detect = Callable[[Sequence[str]], Format]
 """From the names of columns to how rows are read; raises `DataError`."""
+OpenFile = Callable[[Path, Path], Any]
+"""From a file and a folder for its Arrow copy to a table of its rows."""
 
 
-def load_sources(spec: DataSpec, cache_dir: str | Path, detect: Detect = detect_format) -> Rows:
+def load_sources(spec: DataSpec, cache_dir: str | Path, detect: Detect = detect_format, open_file: OpenFile = load_file) -> Rows:
     """The rows of all sources, one source after the other; the Arrow copies of files lie under `cache_dir`.
 
-    Rows are read, and malformed ones reported, when they are asked for.
+    `open_file` gives the table of a local file. Rows are read, and malformed ones reported, when they are asked for.
 
     Raises:
         DataError: a source is missing, unreadable or empty, or its columns do not hold what the job needs.
@@ -35,7 +37,7 @@ def load_sources(spec: DataSpec, cache_dir: str | Path, detect: Detect = detect_
     parts: list[Part] = []
     positions: list[np.ndarray] = []
     for number, source in enumerate(spec.sources):
-        loaded = _load_source(source, number, spec, Path(cache_dir), detect)
+        loaded = _load_source(source, number, spec, Path(cache_dir), detect, open_file)
         every = _list_positions(loaded, first_part=len(parts))
         seed = (spec.seed, _SAMPLING_STREAM, number)
         chosen = _sample(len(every), source.sample, seed, spec.shuffle)
@@ -48,10 +50,12 @@ def load_sources(spec: DataSpec, cache_dir: str | Path, detect: Detect = detect_
     return Rows(parts, mixed[order])
 
 
-def _load_source(source: SourceSpec, number: int, spec: DataSpec, cache_dir: Path, detect: Detect) -> list[Part]:
+def _load_source(
+    source: SourceSpec, number: int, spec: DataSpec, cache_dir: Path, detect: Detect, open_file: OpenFile
+) -> list[Part]:
     field = f"data.sources[{number}]"
     if isinstance(source, FileSource):
-        named = _load_files(source.path, field, cache_dir)
+        named = _load_files(source.path, field, cache_dir, open_file)
     elif isinstance(source, HubSource):
         subsets = source.subset.split("/") if source.subset else [None]
         named = _load_hub(source.id, subsets, source.split, source.hub, field, cache_dir)
@@ -77,14 +81,14 @@ def _interleave(lengths: Sequence[int], mix: MixSpec, seed: int) -> np.ndarray:
 
 def _load_self(source: SelfCognitionSource, field: str, cache_dir: Path) -> list[tuple[str, "Dataset"]]:
     if source.path is not None:
-        return _load_files(source.path, field, cache_dir)
+        return _load_files(source.path, field, cache_dir, load_file)
     if source.id is not None:
         return _load_hub(source.id, [None], "train", source.hub, field, cache_dir)
     return [("self_cognition", load_file(BUILT_IN, cache_dir))]
 
 
-def _load_files(path: str, field: str, cache_dir: Path) -> list[tuple[str, "Dataset"]]:
-    return [(str(file), load_file(file, cache_dir)) for file in list_files(path, f"{field}.path")]
+def _load_files(path: str, field: str, cache_dir: Path, open_file: OpenFile) -> list[tuple[str, "Dataset"]]:
+    return [(str(file), open_file(file, cache_dir)) for file in list_files(path, f"{field}.path")]
 
 
 def _load_hub(

@@ -71,6 +71,16 @@ class WeightExporter:
 
     def save(self, directory: Path, tokenizer: Any, *, is_writer: bool) -> None:
         """Write a transformers model directory with adapters merged; the adapters alone go to `directory`/../adapter."""
+        state = self.whole_state(is_writer=is_writer)
+        if is_writer:
+            directory.mkdir(parents=True, exist_ok=True)
+            save_pretrained(self._causal_lm, state, directory)
+            tokenizer.save_pretrained(directory)
+        if self._model is not self._causal_lm:
+            self._save_adapter(directory.parent / "adapter", is_writer=is_writer)
+
+    def whole_state(self, *, is_writer: bool = True) -> dict[str, Tensor]:
+        """Every weight by its checkpoint name in host memory, adapters merged; empty where `is_writer` is false."""
         state: dict[str, Tensor] = {}
         for bucket in self.buckets:
             scratch = torch.empty(bucket.num_bytes, dtype=torch.uint8, device=self._device())
@@ -78,12 +88,7 @@ class WeightExporter:
             if is_writer:
                 host = scratch.cpu()
                 state.update({s.name: slot_view(host, s.offset, s.num_bytes, s.dtype, s.shape) for s in bucket.slots})
-        if is_writer:
-            directory.mkdir(parents=True, exist_ok=True)
-            _save_pretrained(self._causal_lm, state, directory)
-            tokenizer.save_pretrained(directory)
-        if self._model is not self._causal_lm:
-            self._save_adapter(directory.parent / "adapter", is_writer=is_writer)
+        return state
 
     def _gather_into(self, bucket: Bucket, memory: Tensor) -> None:
         exports = [self._exports[slot.name] for slot in bucket.slots]
@@ -149,11 +154,12 @@ def _describe(name: str, parameter: nn.Parameter) -> TensorDescription:
     return TensorDescription(name, str(parameter.dtype).removeprefix("torch."), shape, parameter.element_size())
 
 
-def _save_pretrained(causal_lm: Any, state: dict[str, Tensor], directory: Path) -> None:
+def save_pretrained(causal_lm: Any, state: dict[str, Tensor], directory: Path, **options: Any) -> None:
+    """Write weights and configuration as transformers does; the attention function of this process is not part of them."""
     attention = causal_lm.config._attn_implementation
     causal_lm.config._attn_implementation = None
     try:
-        causal_lm.save_pretrained(directory, state_dict=state, is_main_process=True)
+        causal_lm.save_pretrained(directory, state_dict=state, is_main_process=True, **options)
     finally:
         causal_lm.config._attn_implementation = attention
 

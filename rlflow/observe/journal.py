@@ -16,10 +16,10 @@ class Journal:
     def __init__(self, run: RunDirectory, sinks: Sinks, progress: Progress) -> None:
         self._run, self._sinks, self._progress, self._total_steps = run, sinks, progress, 0
 
-    def begin(self, total_steps: int) -> None:
-        """The steps are about to begin."""
+    def begin(self, total_steps: int, unit: str = "step") -> None:
+        """The steps are about to begin; `unit` is what they are called."""
         self._total_steps = total_steps
-        self._progress.begin(total_steps)
+        self._progress.begin(total_steps, unit)
 
     def clock(self) -> StepClock:
         """A clock for the next step; its phases are shown."""

@@ -11,7 +11,7 @@ from numbers import Integral, Real
 MetricRow = dict[str, int | float | None]
 
 METRICS: dict[str, str] = {
-    "step": "optimiser step, from 1",
+    "step": "optimiser step, from 1; in batch inference rows that are done",
     "epoch": "passes over the training data, fractional",
     "time": "end of the step, seconds since 1970 (UTC)",
     "loss": "training loss, averaged over trained tokens",

@@ -23,6 +23,7 @@ class Progress:
         self.console = console or Console(highlight=False)
         self._title = f"{run_name} ({kind})"
         self._total_steps = 0
+        self._unit = "step"
         self._recent: deque[float] = deque(maxlen=RECENT_STEPS)
         self._bar = self._build_bar() if self.console.is_terminal else None
 
@@ -35,13 +36,14 @@ class Progress:
         if self._bar:
             self._bar.stop()
 
-    def begin(self, total_steps: int) -> None:
-        """The steps are about to begin, and this many there are."""
+    def begin(self, total_steps: int, unit: str = "step") -> None:
+        """The steps (or rows) are about to begin, and this many there are."""
+        self._unit = unit
         self._total_steps = total_steps
         if self._bar:
             self._bar.update(self._bar.task_ids[0], total=total_steps)
         else:
-            self.note(f"{self._title}: {total_steps} steps")
+            self.note(f"{self._title}: {total_steps} {unit}s")
 
     def phase(self, name: str) -> None:
         """Show what the run does now, such as `generate` or `learn` (on a terminal only)."""
@@ -56,7 +58,7 @@ class Progress:
         if self._bar:
             self._bar.update(self._bar.task_ids[0], completed=row["step"], figures=figures)
         else:
-            self.note(f"step {row['step']}/{self._total_steps}  {figures}")
+            self.note(f"{self._unit} {row['step']}/{self._total_steps}  {figures}")
 
     def note(self, message: str) -> None:
         """Print a line (a warning, say) above the bar."""

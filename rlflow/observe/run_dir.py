@@ -94,6 +94,15 @@ class RunDirectory:
         path = self.path / "status.json"
         return RunStatus(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
 
+    def write_result(self, result: Mapping[str, Any]) -> None:
+        """Write `result.json`: what a finished run that trains nothing has to show."""
+        write_json(self.path / "result.json", dict(result))
+
+    def read_result(self) -> dict[str, Any] | None:
+        """What `write_result` wrote; None if it did not."""
+        path = self.path / "result.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
     def append_metrics(self, row: Mapping[str, object]) -> MetricRow:
         """Add a step's row to `metrics.jsonl`; return it as written. Raises `ValueError` on unknown names."""
         valid = validate(row)

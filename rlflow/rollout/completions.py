@@ -78,3 +78,7 @@ class GroupRequest:
     """Instead of the spec's (evaluation)."""
     max_tokens: int | None = None
     """Instead of the spec's longest completion (evaluation)."""
+    top_k: int | None = None
+    """Instead of the spec's (chat)."""
+    repetition_penalty: float | None = None
+    """Instead of the spec's (chat)."""

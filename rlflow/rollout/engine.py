@@ -4,35 +4,41 @@ import asyncio
 import itertools
 import os
 import pickle
-from pathlib import Path
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any
 
 import numpy as np
 
 from rlflow.errors import EngineDied, RolloutError, WeightSyncError
-from rlflow.rollout.completions import Completion, CompletionGroup, GroupRequest
+from rlflow.rollout.completions import Completion, CompletionGroup, FinishReason, GroupRequest
 from rlflow.rollout.engine_thread import EngineThread
+from rlflow.rollout.model_settings import stop_token_ids
 from rlflow.rollout.shared_memory import forget_shared_memory
-from rlflow.spec.rollout import RolloutSpec
+from rlflow.spec.rollout import GenerationSpec, RolloutSpec
 from rlflow.weights.buckets import Bucket
 from rlflow.weights.buffers import BufferHandle
 
 _RECEIVER = "rlflow.rollout.receiver.WeightReceiver"
 _UNKNOWN_SHARE = 0.45
 """Of the GPU's memory, where the plan could not estimate what the engine needs."""
+_SHARE_ALONE = 0.9
+"""Of the GPU's memory, for an engine without a learner beside it."""
+_SAMPLING = ("temperature", "top_p", "top_k", "repetition_penalty")
+"""Settings of a request, else of the spec; where neither has one, the distribution is the model's."""
 _SHUTDOWN_TIMEOUT_S = 10.0
 _SLEEP_LEVEL = 2
 """Level 2 drops weights and KV cache; every wake is followed by a full sync."""
 
 
 class RolloutEngine:
-    """One vLLM engine in this process, with dummy weights at first: it samples only after the first weight sync.
+    """One vLLM engine in this process. With the model's own weights it samples at once, else only after the first weight sync.
 
     In the process because vLLM's engine process costs a fifth of the throughput on an H100, and seconds at the start. An engine
     over several GPUs has a process for each.
     """
 
-    def __init__(self, engine: EngineThread, spec: RolloutSpec, stop_token_ids: list[int]) -> None:
+    def __init__(self, engine: EngineThread, spec: RolloutSpec | GenerationSpec, stop_token_ids: list[int]) -> None:
         self._engine, self._spec, self._stop_token_ids = engine, spec, stop_token_ids
         self.weight_version: int | None = None
         """Version of the loaded weights; None while there are none to sample with."""
@@ -42,34 +48,34 @@ class RolloutEngine:
     async def start(
         cls,
         model_path: str,
-        spec: RolloutSpec,
+        spec: RolloutSpec | GenerationSpec,
         *,
         dtype: str,
         max_model_tokens: int,
         seed: int,
+        load_weights: bool = False,
         can_sleep: bool = False,
         num_threads: int | None = None,
     ) -> "RolloutEngine":
         """Start vLLM; takes tens of seconds.
 
-        `can_sleep`: be able to free the device memory (GPUs only); `num_threads`: CPU threads it computes with.
+        `load_weights`: those of the model, instead of waiting for a sync; `can_sleep`: be able to free the device memory (GPUs
+        only); `num_threads`: CPU threads it computes with.
         """
         on_gpu = _prepare_environment(spec)
-        plain = spec.temperature == 1.0 and spec.samples_model_distribution
         arguments = {
             "model": model_path,
             "dtype": dtype,
             "seed": seed,
-            "load_format": "dummy",
+            "load_format": "auto" if load_weights else "dummy",
             "max_model_len": max_model_tokens,
             "max_num_seqs": spec.max_num_seqs,
             "tensor_parallel_size": spec.tensor_parallel_size,
-            "gpu_memory_utilization": _UNKNOWN_SHARE if spec.gpu_memory_utilization == "auto" else spec.gpu_memory_utilization,
+            "gpu_memory_utilization": _memory_share(spec),
             "enforce_eager": spec.enforce_eager or not on_gpu,
             "enable_sleep_mode": can_sleep,
             "enable_prefix_caching": True,
-            # Of the full distribution at temperature 1 both are the same; raw ones cost nothing while no request asks for them.
-            "logprobs_mode": "raw_logprobs" if plain else "processed_logprobs",
+            "logprobs_mode": _logprobs_mode(spec),
             "generation_config": "vllm",
             "worker_extension_cls": _RECEIVER,
             "disable_log_stats": True,
@@ -90,7 +96,9 @@ class RolloutEngine:
         engine = EngineThread(create)
         await engine.started()
         forget_shared_memory(os.getpid())
-        return cls(engine, spec, _stop_token_ids(model_path))
+        started = cls(engine, spec, stop_token_ids(model_path))
+        started.weight_version = 0 if load_weights else None
+        return started
 
     # ---- sampling
 
@@ -113,12 +121,31 @@ class RolloutEngine:
             completions=tuple(_completion(sample) for sample in sorted(output.outputs, key=lambda sample: sample.index)),
         )
 
+    async def stream(self, request: GroupRequest) -> AsyncGenerator[tuple[list[int], FinishReason | None], None]:
+        """One completion as it is sampled: the token ids of each step, and with the last ones why it ended.
+
+        The completion is aborted if the iterator is closed or its task cancelled. Raises `RolloutError` as `generate` does.
+        """
+        request_id, prompt = self._next_id(request), {"prompt_token_ids": request.prompt_ids.tolist()}
+        sampling = self._sampling(request, streamed=True)
+        try:
+            async with aclosing(self._engine.stream(request_id, prompt, sampling)) as outputs:
+                async for output in outputs:
+                    [sample] = output.outputs
+                    yield list(sample.token_ids), sample.finish_reason
+        except EngineDied:
+            raise
+        except Exception as error:
+            raise RolloutError(f"the engine refused it: {type(error).__name__}: {error}") from error
+
+    def _next_id(self, request: GroupRequest) -> str:
+        return f"{request.prompt_id}-{next(self._request_ids)}"
+
     async def _final_output(self, request: GroupRequest) -> Any:
         prompt = {"prompt_token_ids": request.prompt_ids.tolist()}
-        request_id = f"{request.prompt_id}-{next(self._request_ids)}"
         try:
             async with asyncio.timeout(self._spec.generate_timeout_s):
-                return await self._engine.generate(request_id, prompt, self._sampling(request))
+                return await self._engine.generate(self._next_id(request), prompt, self._sampling(request))
         except TimeoutError:
             raise RolloutError(
                 f"prompt {request.prompt_id} took longer than rollout.generate_timeout_s = {self._spec.generate_timeout_s:g} s"
@@ -129,17 +156,17 @@ class RolloutEngine:
             message = f"prompt {request.prompt_id} was refused by the engine: {type(error).__name__}: {error}"
             raise RolloutError(message) from error
 
-    def _sampling(self, request: GroupRequest) -> Any:
+    def _sampling(self, request: GroupRequest, *, streamed: bool = False) -> Any:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
         spec = self._spec
-        full = request.full_distribution
+        chosen: dict[str, Any] = {name: _first_set(getattr(request, name), getattr(spec, name, None)) for name in _SAMPLING}
+        if request.full_distribution:
+            chosen["top_p"] = chosen["top_k"] = None
         return SamplingParams(
+            **{name: value for name, value in chosen.items() if value is not None},
             n=request.num_completions,
-            temperature=spec.temperature if request.temperature is None else request.temperature,
-            top_p=1.0 if full else spec.top_p if request.top_p is None else request.top_p,
-            top_k=0 if full else spec.top_k,
             max_tokens=spec.max_completion_tokens if request.max_tokens is None else request.max_tokens,
             seed=request.seed,
             stop=list(spec.stop) or None,
@@ -147,7 +174,7 @@ class RolloutEngine:
             include_stop_str_in_output=True,
             logprobs=0 if request.with_logprobs else None,
             detokenize=bool(spec.stop),
-            output_kind=RequestOutputKind.FINAL_ONLY,
+            output_kind=RequestOutputKind.DELTA if streamed else RequestOutputKind.FINAL_ONLY,
         )
 
     # ---- residency
@@ -194,7 +221,7 @@ class RolloutEngine:
         await self._engine.close(_SHUTDOWN_TIMEOUT_S)
 
 
-def _prepare_environment(spec: RolloutSpec) -> bool:
+def _prepare_environment(spec: RolloutSpec | GenerationSpec) -> bool:
     """Settings vLLM reads from the environment. Returns whether there is a GPU."""
     import torch
 
@@ -207,18 +234,27 @@ def _prepare_environment(spec: RolloutSpec) -> bool:
         os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     return on_gpu
 
 
-def _stop_token_ids(model_path: str) -> list[int]:
-    """End-of-sequence tokens of the model's generation config (vLLM itself would also take its sampling defaults)."""
-    from transformers import GenerationConfig
+def _first_set(*values: float | None) -> float | None:
+    return next((value for value in values if value is not None), None)
 
-    if not (Path(model_path) / "generation_config.json").is_file() and Path(model_path).is_dir():
-        return []
-    ids = GenerationConfig.from_pretrained(model_path).eos_token_id
-    return list(ids) if isinstance(ids, list) else [] if ids is None else [ids]
+
+def _logprobs_mode(spec: RolloutSpec | GenerationSpec) -> str:
+    """Log-probabilities under the distribution sampled from. Of the full distribution at temperature 1 those are the raw ones,
+    which cost nothing while no request asks for them.
+    """
+    processed = isinstance(spec, RolloutSpec) and not (spec.temperature == 1.0 and spec.samples_model_distribution)
+    return "processed_logprobs" if processed else "raw_logprobs"
+
+
+def _memory_share(spec: RolloutSpec | GenerationSpec) -> float:
+    if spec.gpu_memory_utilization != "auto":
+        return spec.gpu_memory_utilization
+    return _UNKNOWN_SHARE if isinstance(spec, RolloutSpec) else _SHARE_ALONE
 
 
 def _completion(sample: Any) -> Completion:

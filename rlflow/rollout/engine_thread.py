@@ -3,7 +3,7 @@
 import asyncio
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +31,7 @@ class EngineThread:
         """`create` builds the engine, in its thread; `started` waits for it."""
         self._commands: queue.SimpleQueue[_Command | None] = queue.SimpleQueue()
         self._outputs: dict[str, Future[Any]] = {}
+        self._streams: dict[str, Callable[[Any], None]] = {}
         self._created: Future[None] = Future()
         self._death: BaseException | None = None
         self._thread = threading.Thread(target=self._run, args=(create,), name="vllm-engine", daemon=True)
@@ -54,12 +55,42 @@ class EngineThread:
             engine.add_request(request_id, prompt, sampling)
             self._outputs[request_id] = output
 
+        added: Future[Any] = Future()
+        added.add_done_callback(lambda done: _fail(output, done))
         try:
-            await self.call(add)
+            self._commands.put(_Command(add, added))
             return await asyncio.wrap_future(output)
         except asyncio.CancelledError:
             self._commands.put(_Command(lambda engine: engine.abort_request([request_id]), Future()))
             raise
+
+    async def stream(self, request_id: str, prompt: Any, sampling: Any) -> AsyncGenerator[Any, None]:
+        """The request's outputs, step by step. If the iterator is closed before the end, the request is aborted."""
+        loop, outputs = asyncio.get_running_loop(), asyncio.Queue[Any]()
+        finished = False
+
+        def deliver(output: Any) -> None:
+            loop.call_soon_threadsafe(outputs.put_nowait, output)
+
+        def add(engine: Any) -> None:
+            engine.add_request(request_id, prompt, sampling)
+            self._streams[request_id] = deliver
+
+        try:
+            await self.call(add)
+            while not finished:
+                output = await outputs.get()
+                if isinstance(output, EngineDied):
+                    raise output
+                finished = output.finished
+                yield output
+        finally:
+            if not finished:
+                self._commands.put(_Command(lambda engine: self._abort_stream(engine, request_id), Future()))
+
+    def _abort_stream(self, engine: Any, request_id: str) -> None:
+        if self._streams.pop(request_id, None):
+            engine.abort_request([request_id])
 
     async def close(self, timeout_s: float) -> None:
         """Stop the engine after the present step, and wait for its end (a thread that frees CUDA memory while the interpreter
@@ -108,7 +139,11 @@ class EngineThread:
     def _step(self, engine: Any) -> None:
         try:
             for output in engine.step():
-                if output.finished and (waiting := self._outputs.pop(output.request_id, None)):
+                if stream := self._streams.get(output.request_id):
+                    if output.finished:
+                        del self._streams[output.request_id]
+                    stream(output)
+                elif output.finished and (waiting := self._outputs.pop(output.request_id, None)):
                     _deliver(waiting, output)
         except BaseException as error:
             self._death = error
@@ -116,9 +151,19 @@ class EngineThread:
                 if waiting.set_running_or_notify_cancel():
                     waiting.set_exception(self._obituary())
             self._outputs.clear()
+            for stream in self._streams.values():
+                stream(self._obituary())
+            self._streams.clear()
 
     def _obituary(self) -> EngineDied:
         return EngineDied(f"the engine died: {type(self._death).__name__}: {self._death}")
+
+
+def _fail(output: Future[Any], added: Future[Any]) -> None:
+    """A request that the engine did not take has no output. One wait for both saves a change of threads a request."""
+    error = added.exception()
+    if error is not None and output.set_running_or_notify_cancel():
+        output.set_exception(error)
 
 
 def _deliver(waiting: Future[Any], output: Any) -> None:

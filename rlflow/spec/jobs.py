@@ -8,11 +8,12 @@ from pydantic import Field, TypeAdapter
 from rlflow.spec.algorithm import CriticSpec, GkdSpec, GrpoSpec, PpoSpec, TeacherSpec
 from rlflow.spec.base import Spec
 from rlflow.spec.data import DataSpec
+from rlflow.spec.infer import InferSpec
 from rlflow.spec.learner import LearnerSpec
 from rlflow.spec.model import ModelSpec
 from rlflow.spec.preferences import DpoSpec, KtoSpec, RewardModelSpec
 from rlflow.spec.rewards import RewardPoolSpec, RewardSpec, name_problems
-from rlflow.spec.rollout import RolloutSpec
+from rlflow.spec.rollout import GenerationSpec, RolloutSpec
 from rlflow.spec.run import EvaluateSpec, RunSpec
 
 
@@ -24,9 +25,19 @@ class Job(Spec):
     run: RunSpec
     """Name, directory, seed, checkpoints."""
     model: ModelSpec
-    """The model to train."""
+    """The model to train, or to ask."""
     data: DataSpec
-    """Rows to train on, and how they become tokens."""
+    """Rows, and how they become tokens."""
+
+    @property
+    def other_models(self) -> dict[str, ModelSpec]:
+        """Models beside it, by the name of their field."""
+        return {}
+
+
+class TrainingJob(Job):
+    """A job that trains."""
+
     learner: LearnerSpec = LearnerSpec()
     """The learner group."""
     evaluate: EvaluateSpec = EvaluateSpec()
@@ -37,7 +48,7 @@ class Job(Spec):
     """Passes over the data; set this or `steps`."""
 
     def contradictions(self) -> Iterator[str]:
-        """Between what every job has."""
+        """Between what every job that trains has."""
         if (self.steps is None) == (self.epochs is None):
             yield "set exactly one of steps and epochs"
         yield from self._evaluation_problems()
@@ -73,13 +84,8 @@ class Job(Spec):
         """
         return 1
 
-    @property
-    def other_models(self) -> dict[str, ModelSpec]:
-        """Models beside the trained one, by the name of their field."""
-        return {}
 
-
-class SftJob(Job):
+class SftJob(TrainingJob):
     """Supervised fine-tuning: the learner alone."""
 
     kind: Literal["sft"]
@@ -97,7 +103,7 @@ class SftJob(Job):
         return self.batch_size
 
 
-class PreferenceJob(Job):
+class PreferenceJob(TrainingJob):
     """A job on preference rows: the learner alone."""
 
     batch_size: int = Field(default=16, ge=1)
@@ -157,7 +163,7 @@ class RewardModelJob(PreferenceJob):
     """The objective."""
 
 
-class RolloutJob(Job):
+class RolloutJob(TrainingJob):
     """A job that samples: rollout, reward and learner workers by turns."""
 
     rollout: RolloutSpec = RolloutSpec()
@@ -322,8 +328,51 @@ class GkdJob(RolloutJob):
         return {"teacher": self.model.other(self.teacher)}
 
 
-AnyJob = Annotated[SftJob | GrpoJob | PpoJob | GkdJob | DpoJob | KtoJob | RewardModelJob, Field(discriminator="kind")]
-JOB_SPECS: TypeAdapter[SftJob | GrpoJob | PpoJob | GkdJob | DpoJob | KtoJob | RewardModelJob] = TypeAdapter(AnyJob)
+class InferJob(Job):
+    """Batch inference: engines alone answer the rows of a data set."""
+
+    kind: Literal["infer"]
+    """What the job does."""
+    adapter: str | None = None
+    """Adapters (LoRA) to merge into the model first: a directory, or the name of an earlier run."""
+    rollout: GenerationSpec = GenerationSpec()
+    """The engines and their sampling settings."""
+    infer: InferSpec = InferSpec()
+    """What is written."""
+    rewards: tuple[RewardSpec, ...] = ()
+    """What answers are judged by; the weighted values are added up, and written as `reward`."""
+    reward_pool: RewardPoolSpec = RewardPoolSpec()
+    """The reward workers."""
+
+    def contradictions(self) -> Iterator[str]:
+        """Settings of training, which do nothing here, and what needs a reward."""
+        yield from name_problems(self.rewards)
+        for section, names in _ONLY_TRAINING.items():
+            spec = getattr(self, section)
+            for name in names:
+                if getattr(spec, name) != type(spec).model_fields[name].default:
+                    yield f"{section}.{name}: a job of kind infer does not train; leave it out"
+        if not self.rewards:
+            if self.infer.keep == "best":
+                yield "infer.keep: the best answer is told by its reward; give rewards"
+            if self.infer.min_reward is not None:
+                yield "infer.min_reward: give rewards"
+            if self.reward_pool != RewardPoolSpec():
+                yield "reward_pool: there are no rewards"
+        if self.infer.keep == "best" and self.infer.num_samples == 1:
+            yield "infer.keep: best of one answer; set infer.num_samples above 1"
+        if self.rollout.temperature == 0 and self.infer.num_samples > 1:
+            yield "infer.num_samples: with rollout.temperature: 0 all answers to a row are the same"
+
+
+_ONLY_TRAINING = {
+    "run": ("save_every", "keep_checkpoints", "keep_best", "log_completions_every"),
+    "model": ("lora", "experts_implementation"),
+    "data": ("held_out", "max_tokens", "overlong", "loss", "ignore_empty_think"),
+}
+
+AnyJob = Annotated[SftJob | GrpoJob | PpoJob | GkdJob | DpoJob | KtoJob | RewardModelJob | InferJob, Field(discriminator="kind")]
+JOB_SPECS: TypeAdapter[SftJob | GrpoJob | PpoJob | GkdJob | DpoJob | KtoJob | RewardModelJob | InferJob] = TypeAdapter(AnyJob)
 JOB_KINDS: dict[str, type[Job]] = {
     "sft": SftJob,
     "grpo": GrpoJob,
@@ -332,6 +381,7 @@ JOB_KINDS: dict[str, type[Job]] = {
     "dpo": DpoJob,
     "kto": KtoJob,
     "rm": RewardModelJob,
+    "infer": InferJob,
 }
 """Job classes by `kind`."""
 

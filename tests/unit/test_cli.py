@@ -25,7 +25,8 @@ def environment():
 def test_help_names_every_verb(tmp_path):
     shown = rlflow("--help", cwd=tmp_path)
     assert shown.returncode == 0
-    for verb in ("run", "submit", "status", "logs", "stop", "list", "plan", "data", "schema"):
+    verbs = ("run", "submit", "status", "logs", "stop", "list", "plan", "data", "schema", "chat", "infer", "export")
+    for verb in verbs:
         assert f" {verb} " in shown.stdout
 
 

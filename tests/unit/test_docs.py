@@ -58,7 +58,7 @@ def test_field_tables_give_types_defaults_and_working_links():
     assert "| `temperature` | number > 0 | `1.0` |" in tables["`rollout`"]
     assert "| `name` | text | required |" in tables["`run`"]
     assert "| `type` | `plugin` | required |" in tables["`rewards` of `type: plugin`"]
-    assert "| `steps` | integer ≥ 1 or null | `null` |" in tables["Every job"]
+    assert "| `steps` | integer ≥ 1 or null | `null` |" in tables["Every job that trains"]
     assert "`steps`" not in tables["`kind: grpo`"]
     anchors = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in tables}
     assert set(re.findall(r"\(#([\w-]+)\)", page)) <= anchors

@@ -7,7 +7,8 @@ import pytest
 
 from rlflow.errors import RolloutError, WeightSyncError
 from rlflow.rollout.completions import GroupRequest
-from rlflow.rollout.engine import RolloutEngine, _completion, _stop_token_ids
+from rlflow.rollout.engine import RolloutEngine, _completion
+from rlflow.rollout.model_settings import stop_token_ids
 from rlflow.spec.rollout import RolloutSpec
 
 
@@ -31,11 +32,11 @@ class BrokenEngine:
 @pytest.mark.parametrize(("eos", "expected"), [(5, [5]), ([5, 7], [5, 7]), (None, [])])
 def test_stop_tokens_come_from_the_generation_config(tmp_path, eos, expected):
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": eos}))
-    assert _stop_token_ids(str(tmp_path)) == expected
+    assert stop_token_ids(str(tmp_path)) == expected
 
 
 def test_a_model_directory_may_lack_a_generation_config(tmp_path):
-    assert _stop_token_ids(str(tmp_path)) == []
+    assert stop_token_ids(str(tmp_path)) == []
 
 
 def test_logprobs_are_those_of_the_sampled_tokens():

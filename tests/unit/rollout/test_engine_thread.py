@@ -137,3 +137,48 @@ def test_an_engine_that_does_not_start_says_why():
 
     with pytest.raises(ValueError, match="no such model"):
         asyncio.run(scenario())
+
+
+def test_a_stream_gives_every_output_and_then_ends():
+    async def scenario(engine, thread):
+        outputs = []
+
+        async def read():
+            async for output in thread.stream("a", "prompt", None):
+                outputs.append(output.finished)
+
+        reading = asyncio.create_task(read())
+        while len(outputs) < 2:
+            engine.steps.put([])
+            await asyncio.sleep(0.001)
+        engine.steps.put(["a"])
+        await reading
+        assert outputs[:2] == [False, False] and outputs[-1] and engine.aborted == []
+
+    run(scenario)
+
+
+def test_a_stream_that_is_left_is_aborted():
+    async def scenario(engine, thread):
+        stream = thread.stream("a", "prompt", None)
+        await stepping(engine, anext(stream))
+        await stream.aclose()
+        while engine.aborted != ["a"]:
+            engine.steps.put([])
+            await asyncio.sleep(0.001)
+
+    run(scenario)
+
+
+def test_a_stream_ends_with_a_refusal_or_the_engines_death():
+    async def scenario(engine, thread):
+        with pytest.raises(ValueError, match="too long"):
+            await anext(thread.stream("a", "too long", None))
+        stream = thread.stream("b", "prompt", None)
+        await stepping(engine, anext(stream))
+        engine.steps.put(RuntimeError("out of memory"))
+        with pytest.raises(EngineDied, match="out of memory"):
+            while True:
+                await anext(stream)
+
+    run(scenario)

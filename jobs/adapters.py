@@ -1,0 +1,83 @@
+"""Where models and adapters lie that a user names by a directory, a hub id or a run."""
+
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+from rlflow.errors import SpecError
+from rlflow.observe.durable import write_json
+from rlflow.observe.run_dir import RunDirectory
+
+ADAPTER_CONFIG = "adapter_config.json"
+CHECK_FILE = "merge_check.json"
+
+
+def find_model(name: str, runs: Path) -> str:
+    """The directory of a run's model, a directory, or a hub id. Raises `SpecError`."""
+    run = find_run(name, runs)
+    if run is not None:
+        latest = run.latest_checkpoint()
+        if (run.path / "model").is_dir():
+            return str((run.path / "model").resolve())
+        if latest is None:
+            raise SpecError(f"model: the run {run.path} has no model yet; let it run on")
+        return str(latest[1] / "model")
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise SpecError(f"model: {name} holds no config.json")
+        return str(path.absolute())
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise SpecError(f"model: {name} is no run in {runs}, no directory and no hub id")
+    return name
+
+
+def find_adapter(name: str, runs: Path) -> Path:
+    """The directory of adapters: as given, or of a run's latest checkpoint. Raises `SpecError`."""
+    path = Path(name).expanduser()
+    if (path / ADAPTER_CONFIG).is_file():
+        return path.absolute()
+    run = find_run(name, runs)
+    latest = run.latest_checkpoint() if run else None
+    if latest is not None and (latest[1] / "adapter" / ADAPTER_CONFIG).is_file():
+        return latest[1] / "adapter"
+    raise SpecError(f"adapter: {name} is neither a directory with {ADAPTER_CONFIG} nor a run in {runs} that trained adapters")
+
+
+def find_run(name: str, runs: Path) -> RunDirectory | None:
+    """The run of that name, or in that directory."""
+    candidates = [RunDirectory(runs / name), RunDirectory(Path(name).expanduser())]
+    return next((run for run in candidates if run.exists), None)
+
+
+def merged_model(base: str, adapter: str, dtype: str | None, runs: Path, directory: Path) -> str:
+    """A directory with the adapters merged into the model; made once, in a Ray task because it loads models."""
+    import ray
+    from ray.exceptions import RayTaskError
+
+    if not (directory / CHECK_FILE).is_file():
+        found = find_adapter(adapter, runs)
+        shutil.rmtree(directory, ignore_errors=True)
+        try:
+            check = ray.get(ray.remote(merge_to).options(num_cpus=0).remote(base, found, directory, dtype, None))
+        except RayTaskError as error:
+            raise error.cause from None
+        write_json(directory / CHECK_FILE, check)
+    return str(directory)
+
+
+def merge_to(base: str, adapter: Path, directory: Path, dtype: str | None, max_shard_size: str | None) -> dict[str, float]:
+    """Merge, with the tokenizer; returns how the check went, by the names of `MergeCheck`."""
+    from transformers import AutoTokenizer
+
+    from rlflow.learner.merge import merge_adapter
+
+    check = asdict(merge_adapter(base, adapter, directory, dtype=dtype, max_shard_size=max_shard_size))
+    AutoTokenizer.from_pretrained(tokenizer_source(base, adapter)).save_pretrained(directory)
+    return check
+
+
+def tokenizer_source(base: str, adapter: Path) -> str:
+    """The tokenizer with the chat template that the adapters were trained with: beside them, of their run, else the base's."""
+    places = (adapter, adapter.parent / "model")
+    return next((str(place) for place in places if (place / "tokenizer_config.json").is_file()), base)

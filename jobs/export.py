@@ -1,0 +1,133 @@
+"""`rlflow export`: a finished model as a directory that transformers and vLLM load, and on a hub."""
+
+import json
+import shutil
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from rlflow.errors import SpecError
+from rlflow.jobs.adapters import ADAPTER_CONFIG, find_adapter, find_model, find_run, merge_to, tokenizer_source
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What is exported: a model, adapters, or both."""
+
+    model: str | None
+    """Directory or hub id."""
+    adapter: Path | None
+
+
+def check_options(push: str | None, hub: str, token: str | None, private: bool, dtype: str | None) -> None:
+    """Raises `SpecError` for what no export can mean, before anything is written."""
+    if hub not in ("huggingface", "modelscope"):
+        raise SpecError(f"--hub: {hub!r} is neither huggingface nor modelscope")
+    if push is None and (token is not None or private or hub != "huggingface"):
+        raise SpecError("--token, --private, --hub: say where to with --push REPO")
+    if push is not None and hub == "modelscope" and find_spec("modelscope") is None:
+        raise SpecError("--hub modelscope: needs the package modelscope: pip install modelscope")
+    if dtype not in (None, "bfloat16", "float16", "float32"):
+        raise SpecError(f"--dtype: {dtype!r} is none of bfloat16, float16 and float32")
+
+
+def export(
+    source: str,
+    output: Path,
+    *,
+    adapter: str | None = None,
+    merge: bool | None = None,
+    dtype: str | None = None,
+    max_shard_size: str | None = None,
+    runs: Path = Path("runs"),
+) -> list[str]:
+    """Write a model directory and return what to tell the user, line by line. Raises `UserError`.
+
+    A run's model, whose adapters training has merged, is copied; `merge` merges its adapters anew, and checks. Adapters given
+    otherwise are merged, unless `merge` is False: then they are copied alone.
+    """
+    found = _find(source, adapter, merge, runs)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise SpecError(f"--output: {output} exists and is not an empty directory; choose another, or remove it")
+    beside = output.with_name(f".{output.name}.part")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        lines = _write(found, beside, dtype, max_shard_size)
+        shutil.rmtree(output, ignore_errors=True)
+        beside.rename(output)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    files = [path for path in output.rglob("*") if path.is_file()]
+    return [*lines, f"written: {output} ({len(files)} files, {sum(path.stat().st_size for path in files) / 1e6:,.1f} MB)"]
+
+
+def _find(source: str, adapter: str | None, merge: bool | None, runs: Path) -> Source:
+    if adapter is not None:
+        found = find_adapter(adapter, runs)
+        return Source(None, found) if merge is False else Source(find_model(source, runs), found)
+    run = find_run(source, runs)
+    if run is not None and merge is None:
+        return Source(find_model(source, runs), None)
+    if run is None and not (Path(source).expanduser() / ADAPTER_CONFIG).is_file():
+        if merge is not None:
+            raise SpecError(f"--merge: {source} has no adapters; name them with --adapter")
+        return Source(find_model(source, runs), None)
+    found = find_adapter(source, runs)
+    return Source(None if merge is False else _base_of(found), found)
+
+
+def _base_of(adapter: Path) -> str:
+    base = json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    if not base:
+        raise SpecError(f"{adapter / ADAPTER_CONFIG} names no base model; give it: rlflow export MODEL --adapter {adapter}")
+    if base.startswith(("/", ".")) and not Path(base).is_dir():
+        raise SpecError(f"{adapter}: its base model {base} is not here; give it: rlflow export MODEL --adapter {adapter}")
+    return base
+
+
+def _write(found: Source, directory: Path, dtype: str | None, max_shard_size: str | None) -> list[str]:
+    if found.adapter is None:
+        assert found.model is not None
+        _write_model(found.model, directory, dtype, max_shard_size)
+        return []
+    if found.model is None:
+        if dtype or max_shard_size:
+            raise SpecError("--dtype, --max-shard-size: adapters alone are copied as they are")
+        shutil.copytree(found.adapter, directory)
+        _copy_tokenizer(tokenizer_source(str(found.adapter), found.adapter), directory)
+        return []
+    check = merge_to(found.model, found.adapter, directory, dtype, max_shard_size)
+    return [
+        f"merged {found.adapter} into {found.model}: log-probabilities of a probe differ from those with the adapters beside it "
+        f"by {check['mean_difference']:.2g} on average, {check['max_difference']:.2g} at most "
+        f"(the adapters themselves change them by {check['adapter_effect']:.2g})"
+    ]
+
+
+def _write_model(model: str, directory: Path, dtype: str | None, max_shard_size: str | None) -> None:
+    if dtype is None and max_shard_size is None:
+        shutil.copytree(_local(model), directory)
+        return
+    from rlflow.learner.merge import rewrite_model
+
+    rewrite_model(model, directory, dtype=dtype, max_shard_size=max_shard_size)
+    _copy_tokenizer(model, directory)
+
+
+def _copy_tokenizer(source: str, directory: Path) -> None:
+    """The tokenizer with its chat template, if there is one at the source."""
+    from transformers import AutoTokenizer
+
+    if Path(source).is_dir() and not (Path(source) / "tokenizer_config.json").is_file():
+        return
+    AutoTokenizer.from_pretrained(source).save_pretrained(directory)
+
+
+def _local(model: str) -> Path:
+    """The directory of a model, downloaded if it is on the hub."""
+    if Path(model).is_dir():
+        return Path(model)
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(model))

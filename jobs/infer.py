@@ -1,0 +1,134 @@
+"""Batch inference: engines with the model's own weights, and no learner."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from rlflow.actors.reward import PromptRow, RewardSetup
+from rlflow.actors.rollout import RolloutSetup
+from rlflow.cluster.closing import close_run
+from rlflow.cluster.devices import DevicePlan, plan_devices
+from rlflow.cluster.dispatch import Dispatch
+from rlflow.cluster.ledger import PromptLedger
+from rlflow.cluster.placement import Placement
+from rlflow.cluster.reward_group import RewardGroup
+from rlflow.cluster.rollout_group import RolloutGroup
+from rlflow.data.questions import Question
+from rlflow.data.raw_rows import load_raw_rows
+from rlflow.data.rows import Row
+from rlflow.jobs.adapters import merged_model
+from rlflow.jobs.context import JobContext
+from rlflow.jobs.prepare import PreparedModel, cache_dir, output_path, prepare_model
+from rlflow.loops.infer import InferLoop
+from rlflow.observe.answers import AnswerFiles
+from rlflow.observe.run_dir import RunDirectory
+from rlflow.rollout.model_settings import with_model_settings
+from rlflow.spec.jobs import InferJob
+
+
+async def run_infer_job(job: InferJob, context: JobContext) -> None:
+    """Answer every row, or what an earlier start has left of them."""
+    rows = load_raw_rows(job.data, cache_dir(context.run))
+    model = _prepare(job, context.run)
+    devices = infer_devices(job, context.machine.device)
+    placement = Placement(job.run.name, devices)
+    rollouts = RolloutGroup(placement, devices, _rollout_setup(job, model, context), max_restarts=job.run.max_restarts)
+    rewards = RewardGroup(placement, devices, _reward_setup(job, model, context), max_restarts=job.run.max_restarts)
+    files = AnswerFiles(output_path(job), 1 if job.infer.keep == "best" else job.infer.num_samples)
+    try:
+        await context.journal.timed("rollout engines", rollouts.start_missing)()
+        await rewards.ready()
+        context.run.supersede_after(len(files.done))
+        result = await InferLoop(
+            spec=job,
+            rows=rows,
+            tokenizer=model.tokenizer,
+            dispatch=_Dispatch(rollouts, _groups_in_flight(job)),
+            decode=_decoder(model.tokenizer),
+            score=_scorer(rewards) if job.rewards else None,
+            files=files,
+            journal=context.journal,
+            max_waiting=4 * _groups_in_flight(job) * job.rollout.num_workers,
+        ).run()
+        context.run.write_result(result)
+    finally:
+        files.close()
+        await close_run(placement, rollouts.close(), rewards.close())
+
+
+def infer_devices(job: InferJob, device: Literal["gpu", "cpu"]) -> DevicePlan:
+    """Engines, and reward workers if there are rewards."""
+    return plan_devices(
+        device=device,
+        learner_ranks=0,
+        rollout_workers=job.rollout.num_workers,
+        tensor_parallel_size=job.rollout.tensor_parallel_size,
+        reward_workers=job.reward_pool.num_workers if job.rewards else 0,
+    )
+
+
+def _prepare(job: InferJob, run: RunDirectory) -> PreparedModel:
+    model = prepare_model(job, run)
+    if job.adapter is None:
+        return model
+    return replace(
+        model, path=merged_model(model.path, job.adapter, job.model.dtype, Path(job.run.dir), run.path / "merged_model")
+    )
+
+
+class _Dispatch:
+    """Rows through a ledger; engines that have all died are started again."""
+
+    def __init__(self, rollouts: RolloutGroup, groups_in_flight: int) -> None:
+        self._rollouts, self._groups_in_flight = rollouts, groups_in_flight
+
+    async def run(self, rows: Sequence[Any], ask: Any, deliver: Any, refuse: Any) -> None:
+        dispatch = Dispatch(self._rollouts, groups_in_flight=self._groups_in_flight, ask=ask, deliver=deliver, refuse=refuse)
+        await dispatch.run(PromptLedger(rows), self._recover)
+
+    async def _recover(self) -> None:
+        await self._rollouts.start_missing()
+
+
+def _decoder(tokenizer: Any) -> Any:
+    async def decode(arrays: Any) -> list[str]:
+        group = await arrays
+        return tokenizer.batch_decode([completion.token_ids for completion in group.completions], skip_special_tokens=True)
+
+    return decode
+
+
+def _scorer(rewards: RewardGroup) -> Any:
+    async def score(row: Row, question: Question, arrays: Any) -> tuple[list[Any], list[str]]:
+        scores, texts = await rewards.score(PromptRow(question.messages, question.text, row.columns), arrays)
+        return scores, await texts
+
+    return score
+
+
+def _rollout_setup(job: InferJob, model: PreparedModel, context: JobContext) -> RolloutSetup:
+    return RolloutSetup(
+        model_path=model.path,
+        rollout=with_model_settings(job.rollout, model.path),
+        dtype=job.model.dtype,
+        max_model_tokens=job.data.max_prompt_tokens + job.rollout.max_completion_tokens,
+        seed=job.run.seed,
+        can_sleep=False,
+        load_weights=True,
+        num_threads=context.machine.threads(job.rollout.num_workers),
+    )
+
+
+def _reward_setup(job: InferJob, model: PreparedModel, context: JobContext) -> RewardSetup:
+    return RewardSetup(
+        rewards=job.rewards,
+        tokenizer_path=model.tokenizer_path,
+        max_completion_tokens=job.rollout.max_completion_tokens,
+        working_dir=context.working_dir,
+    )
+
+
+def _groups_in_flight(job: InferJob) -> int:
+    """Enough groups an engine to keep all its sequences busy, and half as many waiting in it."""
+    return max(2, 3 * job.rollout.max_num_seqs // (2 * job.infer.num_samples))
