@@ -57,6 +57,12 @@ class LearnerSpec(Spec):
     """Learning-rate schedule."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Clip the global gradient norm to this value."""
+    expert_parallel: int = Field(default=1, ge=1)
+    """Ranks over which the experts of a mixture are spread, each rank holding some of them whole (DeepSpeed AutoEP); divides
+    `num_ranks`. 1: every rank has all experts, partitioned as ZeRO does."""
+    sequence_parallel: int = Field(default=1, ge=1)
+    """Ranks that share each sequence, every one with a part of its tokens (DeepSpeed Ulysses); divides `num_ranks` and the
+    attention heads. For sequences too long for one rank."""
     micro_batch_tokens: int = Field(default=16384, ge=1)
     """Most tokens through a rank's model at once (a longer sequence goes alone). Changes speed and memory, not the result."""
     packing: bool = True

@@ -1,0 +1,169 @@
+"""`swift infer`: a chat, or a job of kind infer. The names of that command and that kind are all in this module."""
+
+import json
+from pathlib import Path
+
+from rlflow.convert.devices import Devices
+from rlflow.convert.draft import Draft
+from rlflow.convert.flags import Flag, Settings, boolean, integer, missing, number, part, same, text, words
+from rlflow.convert.shared_flags import DATA, MODEL
+from rlflow.convert.sources import convert_data, is_hybrid, unescape
+from rlflow.convert.training import convert_model
+from rlflow.errors import UserError
+
+_ENGINE = "vLLM is the engine"
+_QWEN3_SAMPLING = {"temperature": 0.6, "top_p": 0.95, "top_k": 20}
+"""generation_config.json of the Qwen3 models that can think or not."""
+
+INFER: dict[str, Flag] = {
+    **MODEL,
+    **DATA,
+    "infer_backend": same(_ENGINE, text, ("vllm",), _ENGINE),
+    "stream": part(boolean),
+    "max_new_tokens": part(integer),
+    "temperature": part(number),
+    "top_p": part(number),
+    "top_k": part(integer),
+    "repetition_penalty": missing("sampling has temperature, top_p and top_k", number, (1,)),
+    "num_beams": missing("answers are sampled, or greedy", integer, (1,)),
+    "stop_words": part(words, []),
+    "response_prefix": part(text),
+    "merge_lora": same("adapters are merged for the engine", boolean, (True, False)),
+    "vllm_gpu_memory_utilization": part(number, 0.9),
+    "vllm_tensor_parallel_size": part(integer, 1),
+    "vllm_max_model_len": part(integer),
+    "vllm_max_num_seqs": part(integer, 256),
+    "vllm_enforce_eager": part(boolean),
+    "write_batch_size": same("answers are written as they come", integer),
+    "max_batch_size": same("the engine fills its batch itself", integer),
+    "result_path": part(text),
+    "load_data_args": missing("name the data in data.sources", boolean, (False,)),
+    "metric": missing("add `rewards` to the spec to score answers"),
+    "val_dataset_sample": missing("write #N after the data set"),
+}
+
+OLD_NAMES = {
+    "tensor_parallel_size": "vllm_tensor_parallel_size",
+    "gpu_memory_utilization": "vllm_gpu_memory_utilization",
+    "max_model_len": "vllm_max_model_len",
+    "max_num_seqs": "vllm_max_num_seqs",
+    "enforce_eager": "vllm_enforce_eager",
+    "ckpt_dir": "adapters",
+}
+
+
+def is_chat(settings: Settings) -> bool:
+    """Without rows to answer it is a conversation."""
+    return not settings["val_dataset"] and not (settings["dataset"] and settings["split_dataset_ratio"])
+
+
+def chat_command(settings: Settings, draft: Draft) -> list[str]:
+    """The words of `rlflow chat`."""
+    command = ["rlflow", "chat", *_model_words(settings, draft)]
+    prefix = settings["response_prefix"]
+    if settings["enable_thinking"] is False:
+        command.append("--no-thinking")
+    if prefix is not None:
+        command += ["--response-prefix", unescape(prefix)]
+    for flag, option in {"system": "--system", "temperature": "--temperature", "top_p": "--top-p", "top_k": "--top-k"}.items():
+        if settings[flag] is not None:
+            command += [option, str(settings[flag])]
+    if settings["max_new_tokens"]:
+        command += ["--max-tokens", str(settings["max_new_tokens"])]
+    if settings["stream"] is False and settings.gives("stream"):
+        draft.note("no equivalent", settings.written["stream"], "answers are shown as they are written")
+    elif settings.gives("stream"):
+        draft.note("same", settings.written["stream"], "answers are shown as they are written")
+    if settings["vllm_max_model_len"]:
+        draft.note("no equivalent", settings.written["vllm_max_model_len"], "the model's own context is the limit")
+    _defaults(settings, draft)
+    return command
+
+
+def _model_words(settings: Settings, draft: Draft) -> list[str]:
+    adapters = settings["adapters"] or []
+    model = settings["model"]
+    if len(adapters) > 1:
+        raise UserError(f"{settings.written['adapters']}: one adapter at a time")
+    if not adapters:
+        if model is None:
+            raise UserError("--model: missing")
+        return [model]
+    base = model or _base_model(adapters[0])
+    if base is None:
+        draft.note(
+            "warning",
+            settings.written["adapters"],
+            "the base model is what the checkpoint names; of an rlflow run, give the run's name or its `model` directory instead",
+        )
+        return [adapters[0]]
+    return [base, "--adapter", adapters[0]]
+
+
+def _base_model(adapter: str) -> str | None:
+    """What an adapter that is here says it belongs to."""
+    file = Path(adapter) / "adapter_config.json"
+    return json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path") if file.is_file() else None
+
+
+def convert_batch_inference(settings: Settings, draft: Draft, devices: Devices) -> None:
+    """A document of kind infer."""
+    if settings["model"] is None:
+        raise UserError("--model: missing; a job needs the model that an adapter belongs to")
+    draft.set("run.name", f"{settings['model'].rstrip('/').rpartition('/')[2]}-infer".lower())
+    convert_model(settings, draft)
+    _rows(settings, draft)
+    _sampling(settings, draft)
+    _defaults(settings, draft)
+    size = settings["vllm_tensor_parallel_size"]
+    if devices.gpus % size:
+        raise UserError(f"{settings.written['vllm_tensor_parallel_size']}: {devices.gpus} GPUs cannot be divided by {size}")
+    draft.set("rollout.num_workers", devices.gpus // size)
+    draft.set("rollout.tensor_parallel_size", size)
+    draft.set("rollout.gpu_memory_utilization", settings["vllm_gpu_memory_utilization"])
+    draft.set("rollout.max_num_seqs", settings["vllm_max_num_seqs"] if settings.gives("vllm_max_num_seqs") else None)
+    draft.set("rollout.enforce_eager", settings["vllm_enforce_eager"])
+    draft.set("infer.output", settings["result_path"])
+    if settings["response_prefix"] is not None:
+        draft.set("infer.response_prefix", unescape(settings["response_prefix"]))
+    if settings["stream"] is not None:
+        draft.note("same", settings.written["stream"], "answers are written as they come")
+
+
+def _rows(settings: Settings, draft: Draft) -> None:
+    if settings["val_dataset"] and settings["dataset"]:
+        draft.note("same", settings.written["dataset"], "val_dataset is what is answered")
+    elif settings["dataset"]:
+        draft.note(
+            "changed", settings.written["dataset"], "all of its rows are answered, not the part that split_dataset_ratio says"
+        )
+    settings["split_dataset_ratio"]
+    convert_data(settings, draft, "data.max_prompt_tokens", rows=settings["val_dataset"] or settings["dataset"])
+
+
+def _sampling(settings: Settings, draft: Draft) -> None:
+    draft.set("rollout.max_completion_tokens", settings["max_new_tokens"])
+    if settings["temperature"] == 0:
+        draft.set("rollout.top_k", 1)
+        draft.note("changed", settings.written["temperature"], "rollout.top_k: 1 is greedy")
+    else:
+        draft.set("rollout.temperature", settings["temperature"])
+        draft.set("rollout.top_k", None if settings["top_k"] is None else max(0, settings["top_k"]))
+    draft.set("rollout.top_p", settings["top_p"])
+    if settings["stop_words"]:
+        draft.set("rollout.stop", settings["stop_words"])
+
+
+def _defaults(settings: Settings, draft: Draft) -> None:
+    """ms-swift samples as the model's generation_config.json says; rlflow at temperature 1 from all tokens."""
+    if settings["temperature"] is not None:
+        return
+    if is_hybrid(settings["model"] or "") and not is_chat(settings):
+        for name, value in _QWEN3_SAMPLING.items():
+            if settings[name] is None:
+                draft.set(f"rollout.{name}", value)
+        draft.note("changed", "temperature, top_p, top_k", "not given: those of Qwen3's generation_config.json are written out")
+    else:
+        draft.note(
+            "changed", "temperature, top_p, top_k", "not given: ms-swift takes the model's generation_config.json; set them"
+        )
