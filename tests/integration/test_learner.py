@@ -49,6 +49,8 @@ class Case:
     """Whether the states leave and come back between any two calls."""
     dtype: Any = "float32"
     router_aux_loss_coefficient: float = 0.0
+    sequence_parallel: int = 1
+    expert_parallel: int = 1
     loss: PolicyLoss = LOSS
 
     @property
@@ -59,6 +61,8 @@ class Case:
             packing=self.packing,
             gradient_checkpointing=self.gradient_checkpointing,
             router_aux_loss_coefficient=self.router_aux_loss_coefficient,
+            sequence_parallel=self.sequence_parallel,
+            expert_parallel=self.expert_parallel,
             max_grad_norm=0.5,  # below the norms of the batch, so that clipping is compared too
             optimizer=OptimizerSpec(learning_rate=LEARNING_RATE, epsilon=1e-5),
             timeout_s=60.0,
@@ -71,6 +75,7 @@ class Case:
             num_ranks=self.ranks,
             micro_batch_tokens=self.micro_batch_tokens,
             packing=self.packing,
+            sequence_parallel=self.sequence_parallel,
         )
 
     def build(self, rank: Rank, **options: Any) -> Any:
@@ -180,6 +185,14 @@ def test_states_that_left_and_came_back_train_on(models, groups, expected, ranks
 @pytest.mark.parametrize(("ranks", "stage", "mode"), [(1, 1, "none"), (2, 3, "none"), (2, 3, "selective"), (1, 3, "full")])
 def test_a_mixture_of_experts_trains_as_with_eager_experts(models, groups, expected, ranks, stage, mode):
     check(Case(models.experts, ranks, zero_stage=stage, gradient_checkpointing=mode), groups, expected)
+
+
+@pytest.mark.parametrize(("model", "stage", "mode"), [("experts", 3, "none"), ("tied", 1, "full")])
+def test_ranks_that_share_sequences_train_as_one(models, groups, expected, model, stage, mode):
+    """A row of odd length is among the micro-batches, and one in which a rank predicts nothing."""
+    case = Case(getattr(models, model), 2, zero_stage=stage, gradient_checkpointing=mode, sequence_parallel=2)
+    for budget in (512, 64):
+        check(replace(case, micro_batch_tokens=budget), groups, expected)
 
 
 def test_balancing_experts_does_not_depend_on_the_cut(models, groups):
