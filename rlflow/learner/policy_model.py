@@ -61,6 +61,11 @@ class PolicyModel(nn.Module):
             parallel.attach(self.causal_lm[0])
         self.causal_lm[0].set_output_embeddings(LogprobHead(self.causal_lm[0].get_output_embeddings()))
 
+    @property
+    def config(self) -> Any:
+        """The model's configuration, which DeepSpeed looks at to find experts."""
+        return self.causal_lm[0].config
+
     def forward(self, batch: MicroBatchTensors, temperature: float) -> PolicyOutput:
         """Score the batch's N trained tokens, or its candidates for them."""
         output = self.base_output(batch)
@@ -147,5 +152,9 @@ def trainable_parameters(model: nn.Module, weight_decay: float) -> list[dict[str
         if parameter.requires_grad:
             shape = getattr(parameter, "ds_shape", parameter.shape)
             (decayed if len(shape) > 1 else others).append(parameter)
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    # DeepSpeed splits experts off each group, and tells the new ones by name.
+    groups = [
+        {"name": "decayed", "params": decayed, "weight_decay": weight_decay},
+        {"name": "others", "params": others, "weight_decay": 0.0},
+    ]
     return [group for group in groups if group["params"]]

@@ -195,6 +195,11 @@ def test_ranks_that_share_sequences_train_as_one(models, groups, expected, model
         check(replace(case, micro_batch_tokens=budget), groups, expected)
 
 
+@pytest.mark.parametrize(("stage", "mode"), [(1, "none"), (3, "full")])
+def test_experts_spread_over_ranks_train_as_one(models, groups, expected, stage, mode):
+    check(Case(models.experts, 2, zero_stage=stage, gradient_checkpointing=mode, expert_parallel=2), groups, expected)
+
+
 def test_balancing_experts_does_not_depend_on_the_cut(models, groups):
     whole = Case(models.experts, router_aux_loss_coefficient=0.1, micro_batch_tokens=4096)
     cuts = [
