@@ -174,6 +174,14 @@ def _shape_problems(job: Job, facts: ModelFacts) -> list[str]:
                 f"rollout.tensor_parallel_size: {facts.num_attention_heads} attention heads cannot be divided by "
                 f"{job.rollout.tensor_parallel_size}"
             )
+    shared, spread = job.learner.sequence_parallel, job.learner.expert_parallel
+    if facts.num_attention_heads % shared or (facts.num_key_value_heads % shared and shared % facts.num_key_value_heads):
+        problems.append(
+            f"learner.sequence_parallel: {facts.num_attention_heads} attention heads and {facts.num_key_value_heads} key heads "
+            f"cannot be divided by {shared}"
+        )
+    if spread > 1 and (facts.num_experts == 0 or facts.num_experts % spread):
+        problems.append(f"learner.expert_parallel: {facts.num_experts or 'no'} experts cannot be spread over {spread} ranks")
     if facts.max_position_embeddings is not None and longest > facts.max_position_embeddings:
         problems.append(f"{field}: {longest} tokens are more than the model's {facts.max_position_embeddings} positions")
     return problems

@@ -27,7 +27,7 @@ from rlflow.spec.load import parse_job
 
 _PLACEMENT = ("CUDA_VISIBLE_DEVICES", "NPROC_PER_NODE", "NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
 """Variables of a launcher; Ray places processes."""
-_TABLES = {
+TABLES = {
     "swift sft": ({**shared_flags.MODEL, **shared_flags.DATA, **shared_flags.TRAINING}, shared_flags.OLD_NAMES),
     "swift rlhf": (
         {**shared_flags.MODEL, **shared_flags.DATA, **shared_flags.TRAINING, **rlhf_flags.RLHF},
@@ -70,7 +70,7 @@ def convert(text: str, version: Version | None = None, gpus: int | None = None) 
     draft = Draft("")
     for words in command.left_out:
         draft.note("no equivalent", words, "is not part of the command, and left out")
-    table, old_names = _TABLES[command.name]
+    table, old_names = TABLES[command.name]
     settings = Settings(command.name, command.arguments, table, old_names, version or _version_of(command))
     _note_variables(command, settings, draft)
     draft.apply_notes(settings)

@@ -34,7 +34,7 @@ EXPORT |= {**_REFUSED, "dataset": part(words)}
 def export_command(settings: Settings, draft: Draft) -> list[str]:
     """The words of `rlflow export`. The hub's token is never among them."""
     if settings["quant_method"] or settings["quant_bits"]:
-        raise UserError(f"--quant_method: has no equivalent; {_QUANTISED}")
+        raise UserError(f"--quant_method, --quant_bits: have no equivalent; {_QUANTISED}")
     adapters = settings["adapters"] or []
     if len(adapters) > 1:
         raise UserError(f"{settings.written['adapters']}: one adapter at a time")

@@ -32,7 +32,7 @@ def convert_grpo(settings: Settings, draft: Draft, devices: Devices) -> None:
 def _batch(settings: Settings, draft: Draft, devices: Devices) -> None:
     """ms-swift counts completions a process; rlflow prompts, over all."""
     accumulated = accumulation(settings, devices)
-    micro = settings["per_device_train_batch_size"] * devices.ranks
+    micro = settings["per_device_train_batch_size"] * devices.ranks // settings["sequence_parallel_size"]
     generations = settings["num_generations"]
     generated = settings["generation_batch_size"] or micro * (settings["steps_per_generation"] or accumulated)
     if generated % generations or generated % (micro * accumulated):

@@ -63,6 +63,11 @@ def chat_command(settings: Settings, draft: Draft) -> list[str]:
     prefix = settings["response_prefix"]
     if settings["enable_thinking"] is False:
         command.append("--no-thinking")
+    elif settings["enable_thinking"]:
+        draft.note("same", settings.written["enable_thinking"], "the model thinks unless it is told not to")
+    for name in ("dataset", "split_dataset_ratio"):
+        if settings.gives(name):
+            draft.note("same", settings.written[name], "no rows are held out of a data set to be answered: it is a conversation")
     if prefix is not None:
         command += ["--response-prefix", unescape(prefix)]
     for flag, option in {"system": "--system", "temperature": "--temperature", "top_p": "--top-p", "top_k": "--top-k"}.items():
@@ -131,13 +136,12 @@ def convert_batch_inference(settings: Settings, draft: Draft, devices: Devices) 
 
 
 def _rows(settings: Settings, draft: Draft) -> None:
-    if settings["val_dataset"] and settings["dataset"]:
-        draft.note("same", settings.written["dataset"], "val_dataset is what is answered")
-    elif settings["dataset"]:
-        draft.note(
-            "changed", settings.written["dataset"], "all of its rows are answered, not the part that split_dataset_ratio says"
-        )
-    settings["split_dataset_ratio"]
+    for name in ("dataset", "split_dataset_ratio"):
+        if settings["val_dataset"] and settings.gives(name):
+            draft.note("same", settings.written[name], "val_dataset is what is answered")
+    if not settings["val_dataset"]:
+        what = f"{settings.written['dataset']} {settings.written['split_dataset_ratio']}"
+        draft.note("changed", what, "all rows are answered, not a part of them")
     convert_data(settings, draft, "data.max_prompt_tokens", rows=settings["val_dataset"] or settings["dataset"])
 
 
@@ -150,6 +154,9 @@ def _sampling(settings: Settings, draft: Draft) -> None:
         draft.set("rollout.temperature", settings["temperature"])
         draft.set("rollout.top_k", None if settings["top_k"] is None else max(0, settings["top_k"]))
     draft.set("rollout.top_p", settings["top_p"])
+    if settings["vllm_max_model_len"] and not settings["max_new_tokens"]:
+        what = settings.written["vllm_max_model_len"]
+        draft.note("no equivalent", what, "set data.max_prompt_tokens and rollout.max_completion_tokens, which make it up")
     if settings["stop_words"]:
         draft.set("rollout.stop", settings["stop_words"])
 

@@ -176,6 +176,9 @@ def _parallelism(settings: Settings, draft: Draft, devices: Devices) -> None:
 def _recomputation(settings: Settings, draft: Draft) -> None:
     granularity, method, layers = (settings[f"recompute_{name}"] for name in ("granularity", "method", "num_layers"))
     if granularity is None:
+        for name in ("recompute_method", "recompute_num_layers"):
+            if settings.gives(name):
+                draft.note("no equivalent", settings.written[name], "has no effect without --recompute_granularity full")
         return
     if granularity not in ("full", "selective", "none"):
         raise UserError(f"{settings.written['recompute_granularity']}: is full, selective or none")

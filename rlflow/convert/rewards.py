@@ -90,6 +90,8 @@ def _registered(file: Path) -> dict[str, str]:
 
 def _models(settings: Settings, draft: Draft) -> Iterator[dict[str, Any]]:
     plugins = settings["reward_model_plugin"]
+    if len(plugins) > len(settings["reward_model"]):
+        raise UserError(f"{settings.written['reward_model_plugin']}: there are fewer reward models")
     for index, path in enumerate(settings["reward_model"]):
         plugin = plugins[index] if index < len(plugins) else "default"
         if plugin != "default":

@@ -23,7 +23,19 @@ KINDS = {
     "gkd": "gkd",
 }
 """Kind of job by rlhf_type."""
-_PLAIN_LOSSES = ("hinge", "ipo", "apo_zero")
+_SMOOTHED = {"label_smoothing": "label_smoothing"}
+_PAIR_LOSSES: dict[str, tuple[float | None, dict[str, str]]] = {
+    "sigmoid": (0.1, _SMOOTHED),
+    "robust": (0.1, _SMOOTHED),
+    "hinge": (0.1, {}),
+    "ipo": (0.1, {}),
+    "apo_zero": (0.1, {}),
+    "sft": (None, {}),
+    "simpo": (2.0, {"simpo_gamma": "gamma"} | _SMOOTHED),
+    "orpo": (0.1, {}),
+    "cpo": (0.1, {"cpo_alpha": "alpha"} | _SMOOTHED),
+}
+"""Losses on pairs: ms-swift's default beta, and what else they take of its flags."""
 
 
 def kind_of(settings: Settings) -> str:
@@ -62,20 +74,14 @@ def _loss_names(settings: Settings) -> list[str]:
 
 
 def _pair_loss(name: str, settings: Settings) -> dict[str, Any]:
-    beta = settings["beta"]
-    smoothing = {"label_smoothing": settings["label_smoothing"]} if settings["label_smoothing"] else {}
-    known: dict[str, dict[str, Any]] = {
-        "sigmoid": {"beta": 0.1 if beta is None else beta, **smoothing},
-        "robust": {"beta": 0.1 if beta is None else beta, **smoothing},
-        **{plain: {"beta": 0.1 if beta is None else beta} for plain in _PLAIN_LOSSES},
-        "sft": {},
-        "simpo": {"beta": 2.0 if beta is None else beta, "gamma": settings["simpo_gamma"], **smoothing},
-        "orpo": {"beta": 0.1 if beta is None else beta},
-        "cpo": {"beta": 0.1 if beta is None else beta, "alpha": settings["cpo_alpha"], **smoothing},
-    }
-    if name not in known:
-        raise UserError(f"--loss_type {name}: has no equivalent; known: {', '.join(known)}, or a loss of type plugin")
-    return {"type": name, **known[name]}
+    if name not in _PAIR_LOSSES:
+        raise UserError(f"--loss_type {name}: has no equivalent; known: {', '.join(_PAIR_LOSSES)}, or a loss of type plugin")
+    beta, fields = _PAIR_LOSSES[name]
+    loss: dict[str, Any] = {"type": name}
+    if beta is not None:
+        loss["beta"] = beta if settings["beta"] is None else settings["beta"]
+    loss |= {field: settings[flag] for flag, field in fields.items()}
+    return {field: value for field, value in loss.items() if (field, value) != ("label_smoothing", 0.0)}
 
 
 def _reference(settings: Settings, draft: Draft) -> None:
@@ -149,5 +155,7 @@ def _gkd(settings: Settings, draft: Draft, devices: Devices) -> None:
     if "held_out" in draft.document["data"]:
         del draft.document["data"]["held_out"]
         draft.note(
-            "no equivalent", "split_dataset_ratio", "gkd evaluates held-out rows by rewards; add rewards and data.held_out"
+            "no equivalent",
+            settings.written["split_dataset_ratio"],
+            "gkd evaluates held-out rows by rewards; add rewards and data.held_out",
         )

@@ -28,13 +28,15 @@ def convert_data(settings: Settings, draft: Draft, limit: str, rows: list[str] |
     if rows is None:
         _held_out(settings, draft)
     _limit(settings, draft, limit)
-    draft.set("data.shuffle", settings["dataset_shuffle"] and settings["train_dataloader_shuffle"], given=False)
+    shuffled = settings["dataset_shuffle"], settings["train_dataloader_shuffle"]
+    draft.set("data.shuffle", all(shuffled), given=any(map(settings.gives, ("dataset_shuffle", "train_dataloader_shuffle"))))
     if settings["system"]:
         draft.set("data.system", unescape(settings["system"]))
     if settings["enable_thinking"] is not None:
         draft.set("data.chat_template_kwargs", {"enable_thinking": settings["enable_thinking"]})
-    if settings["strict"] is False and settings.gives("strict"):
-        draft.note("no equivalent", settings.written["strict"], "a malformed row stops the job and is named; it is not skipped")
+    if settings.gives("strict"):
+        kind = "same" if settings["strict"] else "no equivalent"
+        draft.note(kind, settings.written["strict"], "a malformed row stops the job and is named; it is not skipped")
 
 
 def convert_loss_scale(settings: Settings, draft: Draft) -> None:

@@ -79,6 +79,7 @@ def convert_optimizer(settings: Settings, draft: Draft) -> None:
 def convert_parallelism(settings: Settings, draft: Draft, devices: Devices) -> None:
     """`learner`: ranks, ZeRO stage, recomputation."""
     draft.set("learner.num_ranks", devices.gpus, given=False)
+    draft.set("learner.sequence_parallel", settings["sequence_parallel_size"], given=settings.gives("sequence_parallel_size"))
     if settings["deepspeed"]:
         _convert_deepspeed(settings, draft)
     checkpointing = settings["gradient_checkpointing"]
@@ -106,8 +107,10 @@ def _convert_deepspeed(settings: Settings, draft: Draft) -> None:
 
 def rows_per_step(settings: Settings, devices: Devices) -> int:
     """What ms-swift trains on in an optimiser step: rows a process x processes x accumulation steps."""
-    micro = settings["per_device_train_batch_size"] * devices.ranks // settings["sequence_parallel_size"]
-    return micro * accumulation(settings, devices)
+    micro, sharing = settings["per_device_train_batch_size"] * devices.ranks, settings["sequence_parallel_size"]
+    if micro % sharing:
+        raise UserError(f"{settings.written['sequence_parallel_size']}: {devices.ranks} processes cannot be divided by {sharing}")
+    return micro // sharing * accumulation(settings, devices)
 
 
 def accumulation(settings: Settings, devices: Devices) -> int:
@@ -200,8 +203,8 @@ def convert_evaluation(settings: Settings, draft: Draft) -> None:
 
 
 def note_unused(settings: Settings, draft: Draft, why: str) -> None:
-    """Flags that ms-swift knows and does not use in this command."""
+    """Flags that nothing asked for."""
     for name in settings.unused():
         flag: Any = settings.table[name]
-        if not (flag.field or flag.same or flag.missing):
+        if not (flag.same or flag.missing):
             draft.note("no equivalent", settings.written[name], why)

@@ -8,6 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from rlflow.errors import LearnerError
+
 _MIXTURES = r"(.+\.)?layers\.\d+\.mlp"
 """Modules that hold experts; DeepSpeed's own patterns expect the model without anything around it."""
 _ROUTER = "router.gate.weight"
@@ -47,11 +49,16 @@ class SpreadExperts:
 
 
 def spread_experts(model: nn.Module) -> Iterator[tuple[str, str, nn.Parameter | SpreadExperts]]:
-    """What AutoEP's layers hold, as (name of the layer, name in it as transformers has it, value)."""
+    """What AutoEP's layers hold, as (name of the layer, name in it as transformers has it, value).
+
+    Raises `LearnerError` for experts beside the routed ones, which AutoEP renames.
+    """
     from deepspeed.module_inject.auto_ep_layer import AutoEPMoELayer
 
     for name, layer in model.named_modules():
         if isinstance(layer, AutoEPMoELayer):
+            if layer.shared_experts is not None:
+                raise LearnerError(f"learner.expert_parallel: {name} has shared experts, which is not supported; set it to 1")
             experts: Any = layer.experts
             yield name, "gate.weight", layer.get_parameter(_ROUTER)
             yield name, "experts.gate_up_proj", SpreadExperts((experts.w1, experts.w3), layer.ep_group)

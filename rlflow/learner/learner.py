@@ -281,7 +281,7 @@ class Learner:
         if saved != present:
             raise LearnerError(
                 f"{directory} was saved with {_describe(saved)}, but this run has {_describe(present)}: "
-                "set learner.num_ranks and learner.zero_stage as they were"
+                "set learner.num_ranks, learner.zero_stage and learner.expert_parallel as they were"
             )
         loaded, state = self._engine.load_checkpoint(str(directory), tag="learner")
         if loaded is None:
@@ -296,7 +296,8 @@ class Learner:
         return f"reference-{self._info.rank}.pt"
 
     def _layout(self) -> dict[str, int]:
-        return {"num_ranks": self._info.world_size, "zero_stage": self._zero_stage}
+        experts = {"expert_parallel": self._spec.expert_parallel} if self._spec.expert_parallel > 1 else {}
+        return {"num_ranks": self._info.world_size, "zero_stage": self._zero_stage, **experts}
 
     def save_model(self, directory: Path, tokenizer: Any) -> None:
         """Write the weights as a transformers model directory."""
@@ -315,7 +316,8 @@ class Learner:
 
 
 def _describe(layout: dict[str, int]) -> str:
-    return f"{layout['num_ranks']} learner ranks at ZeRO stage {layout['zero_stage']}"
+    spread = f" and experts spread over {layout['expert_parallel']}" if "expert_parallel" in layout else ""
+    return f"{layout['num_ranks']} learner ranks at ZeRO stage {layout['zero_stage']}{spread}"
 
 
 def _build_model(

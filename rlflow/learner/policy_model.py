@@ -86,7 +86,8 @@ class PolicyModel(nn.Module):
         scores = head(output.last_hidden_state.flatten(0, 1)[source_n], batch.targets_N[own_n], temperature)
         values_4n = torch.stack([scores.logprobs_N, scores.mean_logprobs_N, scores.entropy_N, scores.correct_N.float()])
         values_4N = parallel.together(values_4n * (not has_none), own_n, len(batch.source_N))
-        return TokenScores(*values_4N[:3], values_4N[3] > 0.5)
+        logprobs_N, mean_logprobs_N, entropy_N, correct_N = values_4N
+        return TokenScores(logprobs_N, mean_logprobs_N, entropy_N, correct_N > 0.5)
 
     def base_output(self, batch: MicroBatchTensors) -> Any:
         """What the model without its head makes of the batch."""

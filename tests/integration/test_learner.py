@@ -197,13 +197,15 @@ def test_ranks_that_share_sequences_train_as_one(models, groups, expected, model
 
 @pytest.mark.parametrize(("stage", "mode"), [(1, "none"), (3, "full")])
 def test_experts_spread_over_ranks_train_as_one(models, groups, expected, stage, mode):
-    check(Case(models.experts, 2, zero_stage=stage, gradient_checkpointing=mode, expert_parallel=2), groups, expected)
+    case = Case(models.experts, 2, zero_stage=stage, gradient_checkpointing=mode, expert_parallel=2)
+    check(replace(case, moves=stage == 3), groups, expected)
 
 
 def test_balancing_experts_does_not_depend_on_the_cut(models, groups):
     whole = Case(models.experts, router_aux_loss_coefficient=0.1, micro_batch_tokens=4096)
     cuts = [
         replace(whole, ranks=2, zero_stage=3),
+        replace(whole, ranks=2, zero_stage=1, expert_parallel=2),
         replace(whole, packing=False, micro_batch_tokens=512, gradient_checkpointing="full"),
     ]
     first, *others = [groups[case.ranks].run(train, case)[0] for case in (whole, *cuts)]
@@ -296,7 +298,7 @@ def test_a_checkpoint_of_other_ranks_or_another_stage_is_refused(models, groups,
         groups[2].run(load_step, Case(models.tied, ranks=2), tmp_path)
     assert str(caught.value).splitlines()[-1] == (
         f"rlflow.errors.LearnerError: {tmp_path} was saved with 1 learner ranks at ZeRO stage 3, but this run has "
-        "2 learner ranks at ZeRO stage 3: set learner.num_ranks and learner.zero_stage as they were"
+        "2 learner ranks at ZeRO stage 3: set learner.num_ranks, learner.zero_stage and learner.expert_parallel as they were"
     )
     with pytest.raises(RemoteError, match=r"LearnerError: .* has 1 learner ranks at ZeRO stage 2"):
         groups[1].run(load_step, Case(models.tied, zero_stage=2), tmp_path)
