@@ -44,10 +44,11 @@ def export_command(settings: Settings, draft: Draft) -> list[str]:
     command = ["rlflow", "export", origin]
     if adapters and settings["model"]:
         command += ["--adapter", adapters[0]]
-    if settings["merge_lora"]:
-        command += ["--merge"]
-    if settings["merge_lora"] or settings["output_dir"]:
-        command += ["--output", settings["output_dir"] or f"{(adapters or [origin])[0].rstrip('/')}-merged"]
+    merges = settings["merge_lora"]
+    if adapters:
+        command += ["--merge" if merges else "--no-merge"]
+    suffix = "merged" if merges else "export"
+    command += ["--output", settings["output_dir"] or f"{(adapters or [origin])[0].rstrip('/')}-{suffix}"]
     if adapters:
         draft.note("changed", settings.written["adapters"], "an rlflow run is named instead: `rlflow export RUN` finds its model")
     return command + _push(settings, draft)

@@ -7,7 +7,7 @@ from rlflow.convert.draft import Draft
 from rlflow.convert.flags import Settings
 from rlflow.convert.rewards import convert_rewards
 from rlflow.convert.rollout import convert_rollout
-from rlflow.convert.training import accumulation
+from rlflow.convert.training import accumulation, rows_per_pass
 from rlflow.errors import UserError
 
 _LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo")
@@ -32,7 +32,7 @@ def convert_grpo(settings: Settings, draft: Draft, devices: Devices) -> None:
 def _batch(settings: Settings, draft: Draft, devices: Devices) -> None:
     """ms-swift counts completions a process; rlflow prompts, over all."""
     accumulated = accumulation(settings, devices)
-    micro = settings["per_device_train_batch_size"] * devices.ranks // settings["sequence_parallel_size"]
+    micro = rows_per_pass(settings, devices)
     generations = settings["num_generations"]
     generated = settings["generation_batch_size"] or micro * (settings["steps_per_generation"] or accumulated)
     if generated % generations or generated % (micro * accumulated):

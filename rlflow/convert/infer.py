@@ -7,13 +7,21 @@ from rlflow.convert.devices import Devices
 from rlflow.convert.draft import Draft
 from rlflow.convert.flags import Flag, Settings, boolean, integer, missing, number, part, same, text, words
 from rlflow.convert.shared_flags import DATA, MODEL
-from rlflow.convert.sources import convert_data, is_hybrid, unescape
+from rlflow.convert.sources import convert_data, unescape
 from rlflow.convert.training import convert_model
 from rlflow.errors import UserError
 
 _ENGINE = "vLLM is the engine"
-_QWEN3_SAMPLING = {"temperature": 0.6, "top_p": 0.95, "top_k": 20}
-"""generation_config.json of the Qwen3 models that can think or not."""
+_CHAT_OPTIONS = {
+    "system": "--system",
+    "temperature": "--temperature",
+    "top_p": "--top-p",
+    "top_k": "--top-k",
+    "repetition_penalty": "--repetition-penalty",
+    "max_new_tokens": "--max-tokens",
+    "vllm_max_model_len": "--max-model-tokens",
+}
+"""Options of `rlflow chat`, by flag. What is not given is as the model's generation_config.json says, there and here."""
 
 INFER: dict[str, Flag] = {
     **MODEL,
@@ -24,7 +32,7 @@ INFER: dict[str, Flag] = {
     "temperature": part(number),
     "top_p": part(number),
     "top_k": part(integer),
-    "repetition_penalty": missing("sampling has temperature, top_p and top_k", number, (1,)),
+    "repetition_penalty": part(number),
     "num_beams": missing("answers are sampled, or greedy", integer, (1,)),
     "stop_words": part(words, []),
     "response_prefix": part(text),
@@ -69,19 +77,14 @@ def chat_command(settings: Settings, draft: Draft) -> list[str]:
         if settings.gives(name):
             draft.note("same", settings.written[name], "no rows are held out of a data set to be answered: it is a conversation")
     if prefix is not None:
-        command += ["--response-prefix", unescape(prefix)]
-    for flag, option in {"system": "--system", "temperature": "--temperature", "top_p": "--top-p", "top_k": "--top-k"}.items():
+        command += ["--response-prefix", prefix]
+    for flag, option in _CHAT_OPTIONS.items():
         if settings[flag] is not None:
             command += [option, str(settings[flag])]
-    if settings["max_new_tokens"]:
-        command += ["--max-tokens", str(settings["max_new_tokens"])]
     if settings["stream"] is False and settings.gives("stream"):
         draft.note("no equivalent", settings.written["stream"], "answers are shown as they are written")
     elif settings.gives("stream"):
         draft.note("same", settings.written["stream"], "answers are shown as they are written")
-    if settings["vllm_max_model_len"]:
-        draft.note("no equivalent", settings.written["vllm_max_model_len"], "the model's own context is the limit")
-    _defaults(settings, draft)
     return command
 
 
@@ -99,27 +102,33 @@ def _model_words(settings: Settings, draft: Draft) -> list[str]:
         draft.note(
             "warning",
             settings.written["adapters"],
-            "the base model is what the checkpoint names; of an rlflow run, give the run's name or its `model` directory instead",
+            "ms-swift finds the base model in the checkpoint, which is not here: write it in the place of <model>; an rlflow run is "
+            "whole, `rlflow chat RUN`",
         )
-        return [adapters[0]]
-    return [base, "--adapter", adapters[0]]
+    return [base or "<model>", "--adapter", adapters[0]]
 
 
 def _base_model(adapter: str) -> str | None:
-    """What an adapter that is here says it belongs to."""
-    file = Path(adapter) / "adapter_config.json"
-    return json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path") if file.is_file() else None
+    """What a checkpoint of adapters that is here says it belongs to: ms-swift's own file, or peft's."""
+    for name, field in (("args.json", "model"), ("adapter_config.json", "base_model_name_or_path")):
+        file = Path(adapter) / name
+        if file.is_file() and (model := json.loads(file.read_text(encoding="utf-8")).get(field)):
+            return model
+    return None
 
 
 def convert_batch_inference(settings: Settings, draft: Draft, devices: Devices) -> None:
     """A document of kind infer."""
+    adapters = settings["adapters"] or []
     if settings["model"] is None:
         raise UserError("--model: missing; a job needs the model that an adapter belongs to")
+    if len(adapters) > 1:
+        raise UserError(f"{settings.written['adapters']}: one adapter at a time")
     draft.set("run.name", f"{settings['model'].rstrip('/').rpartition('/')[2]}-infer".lower())
     convert_model(settings, draft)
+    draft.set("adapter", adapters[0] if adapters else None)
     _rows(settings, draft)
     _sampling(settings, draft)
-    _defaults(settings, draft)
     size = settings["vllm_tensor_parallel_size"]
     if devices.gpus % size:
         raise UserError(f"{settings.written['vllm_tensor_parallel_size']}: {devices.gpus} GPUs cannot be divided by {size}")
@@ -147,30 +156,11 @@ def _rows(settings: Settings, draft: Draft) -> None:
 
 def _sampling(settings: Settings, draft: Draft) -> None:
     draft.set("rollout.max_completion_tokens", settings["max_new_tokens"])
-    if settings["temperature"] == 0:
-        draft.set("rollout.top_k", 1)
-        draft.note("changed", settings.written["temperature"], "rollout.top_k: 1 is greedy")
-    else:
-        draft.set("rollout.temperature", settings["temperature"])
-        draft.set("rollout.top_k", None if settings["top_k"] is None else max(0, settings["top_k"]))
-    draft.set("rollout.top_p", settings["top_p"])
+    for name in ("temperature", "top_p", "repetition_penalty"):
+        draft.set(f"rollout.{name}", settings[name])
+    draft.set("rollout.top_k", None if settings["top_k"] is None else max(0, settings["top_k"]))
     if settings["vllm_max_model_len"] and not settings["max_new_tokens"]:
         what = settings.written["vllm_max_model_len"]
         draft.note("no equivalent", what, "set data.max_prompt_tokens and rollout.max_completion_tokens, which make it up")
     if settings["stop_words"]:
         draft.set("rollout.stop", settings["stop_words"])
-
-
-def _defaults(settings: Settings, draft: Draft) -> None:
-    """ms-swift samples as the model's generation_config.json says; rlflow at temperature 1 from all tokens."""
-    if settings["temperature"] is not None:
-        return
-    if is_hybrid(settings["model"] or "") and not is_chat(settings):
-        for name, value in _QWEN3_SAMPLING.items():
-            if settings[name] is None:
-                draft.set(f"rollout.{name}", value)
-        draft.note("changed", "temperature, top_p, top_k", "not given: those of Qwen3's generation_config.json are written out")
-    else:
-        draft.note(
-            "changed", "temperature, top_p, top_k", "not given: ms-swift takes the model's generation_config.json; set them"
-        )

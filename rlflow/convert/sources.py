@@ -142,6 +142,8 @@ def _limit(settings: Settings, draft: Draft, field: str) -> None:
     if length is None:
         draft.note("changed", "max_length", f"ms-swift takes the model's own limit; here {field} is its default; set it")
     cuts = draft.kind in ("grpo", "gkd", "ppo")
+    if draft.kind == "infer":
+        return
     strategy = settings["truncation_strategy"] or ("left" if cuts else "delete")
     draft.set("data.overlong", "drop")
     if strategy != "delete":

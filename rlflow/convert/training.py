@@ -30,7 +30,7 @@ def convert_model(settings: Settings, draft: Draft) -> None:
         draft.note("same", settings.written["bf16"], f"model.dtype is {_DTYPES[dtype]}")
     implementation = settings["experts_impl"]
     draft.set("model.experts_implementation", implementation)
-    if settings["adapters"]:
+    if settings["adapters"] and draft.kind != "infer":
         draft.note(
             "no equivalent", settings.written["adapters"], "merge them first with `rlflow export`, and name the result as model"
         )
@@ -106,11 +106,16 @@ def _convert_deepspeed(settings: Settings, draft: Draft) -> None:
 
 
 def rows_per_step(settings: Settings, devices: Devices) -> int:
-    """What ms-swift trains on in an optimiser step: rows a process x processes x accumulation steps."""
+    """What ms-swift trains on in an optimiser step: rows of a pass x accumulation steps."""
+    return rows_per_pass(settings, devices) * accumulation(settings, devices)
+
+
+def rows_per_pass(settings: Settings, devices: Devices) -> int:
+    """Rows a process x processes, of which some may share their rows."""
     micro, sharing = settings["per_device_train_batch_size"] * devices.ranks, settings["sequence_parallel_size"]
-    if micro % sharing:
+    if devices.ranks % sharing:
         raise UserError(f"{settings.written['sequence_parallel_size']}: {devices.ranks} processes cannot be divided by {sharing}")
-    return micro // sharing * accumulation(settings, devices)
+    return micro // sharing
 
 
 def accumulation(settings: Settings, devices: Devices) -> int:

@@ -74,7 +74,7 @@ def test_every_flag_changes_the_result_or_is_noted_or_refused(base):
     plain = convert(command)
     silent = []
     for name, flag in table.items():
-        if f"--{name} " in command:
+        if f"--{name} " in command or (flag.missing and not flag.same):  # these are noted, whatever the value
             continue
         for value in ("true", "false") if flag.read is flags.boolean else (VALID.get(name) or SAMPLES.get(flag.read, "zzz"),):
             try:
@@ -241,3 +241,11 @@ def test_the_command_line(tmp_path):
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert wrong.stderr.startswith("--nope: unknown flag of swift sft")
     assert rlflow(SFT, "--swift-version", "2").stderr == "--swift-version 2: is 3.6 or 4\n"
+
+
+def test_a_checkpoint_names_its_model(tmp_path):
+    command = f"swift infer --adapters {tmp_path} --temperature 0"
+    assert convert(command).result == ["rlflow", "chat", "<model>", "--adapter", str(tmp_path), "--temperature", "0"]
+    assert any("write it in the place of <model>" in line for line in notes(command))
+    (tmp_path / "args.json").write_text('{"model": "Qwen/Qwen3-8B"}', encoding="utf-8")
+    assert convert(command).result == ["rlflow", "chat", "Qwen/Qwen3-8B", "--adapter", str(tmp_path), "--temperature", "0"]

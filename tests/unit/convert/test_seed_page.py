@@ -3,17 +3,24 @@
 `commands/<name>.sh` is a command as it stands there, `commands/<name>.txt` what it becomes.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rlflow.convert.convert import Converted, convert
+from rlflow.data.characters import build_character_tokenizer
+from rlflow.data.sources import load_sources
+from rlflow.data.tokenized import Prompt, tokenize_prompts
 from rlflow.jobs.plan import Plan, parse_devices, plan_job
+from rlflow.rewards.accuracy import AccuracyReward
+from rlflow.rewards.api import RewardSample
 from rlflow.spec.data import DataSpec
-from rlflow.spec.jobs import JOB_KINDS
+from rlflow.spec.jobs import JOB_KINDS, GrpoJob
 from rlflow.spec.load import parse_job
 from rlflow.spec.model import ModelSpec
+from rlflow.spec.rewards import AccuracySpec
 from rlflow.spec.rollout import RolloutSpec
 
 COMMANDS = Path(__file__).with_name("commands")
@@ -110,3 +117,36 @@ def test_a_token_is_never_shown(tmp_path):
     done = convert(command)
     shown = "\n".join([str(done), *map(str, done.notes)])
     assert "secret" not in shown
+
+
+def test_rows_as_numina_math_has_them_become_prompts_and_rewards(tmp_path):
+    """The trailing assistant turn is dropped; `solution`, a whole text, is what completions are judged by."""
+    rows = [
+        {
+            "problem": f"What is {n} + {n}?",
+            "solution": f"We add. The answer is \\boxed{{{2 * n}}}.",
+            "messages": [
+                {"role": "user", "content": f"What is {n} + {n}?"},
+                {"role": "assistant", "content": f"print({n} + {n}) gives \\boxed{{{2 * n}}}."},
+            ],
+        }
+        for n in range(1, 9)
+    ]
+    path = tmp_path / "numina.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    data = document("grpo")["data"] | {"sources": [f"{path}#5"]}
+    job = parse_job(document("grpo") | {"data": data})
+    assert isinstance(job, GrpoJob)
+    characters = build_character_tokenizer("".join(map(chr, range(32, 127))))
+    prompts = tokenize_prompts(load_sources(job.data, tmp_path), characters, job.data, tmp_path)
+    assert len(prompts) == 5
+    judge = AccuracyReward(AccuracySpec.model_validate(job.rewards[0].model_dump()))
+    for prompt in (prompts[number] for number in range(5)):
+        assert characters.decode(prompt.prompt_ids) == prompt.text
+        assert prompt.text.endswith("?<|im_end|>\n<|im_start|>assistant\n") and "gives" not in prompt.text
+        gold = int(prompt.columns["solution"].partition("{")[2].partition("}")[0])
+        assert [judge(sample(prompt, f"So \\boxed{{{answer}}}")) for answer in (gold, gold + 1)] == [1.0, 0.0]
+
+
+def sample(prompt: Prompt, completion: str) -> RewardSample:
+    return RewardSample(0, 0, list(prompt.messages), prompt.text, completion, len(completion), [], "stop", prompt.columns)
