@@ -12,6 +12,8 @@ from rlflow.errors import UserError
 
 _LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo")
 _SCALES = {"true": "group", "false": "none", "group": "group", "batch": "batch", "none": "none"}
+_ESTIMATORS = {"grpo": "grpo", "rloo": "rloo", "reinforce_plus_plus": "reinforce_plus_plus_baseline", "gdpo": "gdpo"}
+"""ms-swift's REINFORCE++ takes the group's mean off, as the variant with baseline does."""
 _CORRECTIONS = {"token_truncate": "truncate", "token_mask": "mask"}
 
 
@@ -99,7 +101,9 @@ def _advantages(settings: Settings, draft: Draft) -> None:
         estimator, scale = "gdpo", None
     if scale is not None and scale.lower() not in _SCALES:
         raise UserError(f"{settings.written['scale_rewards']}: is one of {', '.join(_SCALES)}, gdpo")
-    draft.set("grpo.advantage_estimator", estimator, given=settings.gives("advantage_estimator"))
+    if estimator not in _ESTIMATORS:
+        raise UserError(f"{settings.written['advantage_estimator']}: known: {', '.join(_ESTIMATORS)}")
+    draft.set("grpo.advantage_estimator", _ESTIMATORS[estimator], given=settings.gives("advantage_estimator"))
     draft.set("grpo.scale_rewards", None if scale is None else _SCALES[scale.lower()])
     beta = 0.04 if settings["beta"] is None else settings["beta"]
     draft.set("grpo.kl_coefficient", beta, given=settings.gives("beta"))

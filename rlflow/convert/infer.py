@@ -102,8 +102,8 @@ def _model_words(settings: Settings, draft: Draft) -> list[str]:
         draft.note(
             "warning",
             settings.written["adapters"],
-            "ms-swift finds the base model in the checkpoint, which is not here: write it in the place of <model>; an rlflow run is "
-            "whole, `rlflow chat RUN`",
+            "ms-swift finds the base model in the checkpoint, which is not here: write it in the place of <model>; an rlflow run "
+            "is whole: `rlflow chat RUN`",
         )
     return [base or "<model>", "--adapter", adapters[0]]
 

@@ -91,9 +91,7 @@ def test_every_flag_changes_the_result_or_is_noted_or_refused(base):
 
 
 def test_old_and_new_names_are_the_same_flag():
-    old = f"{GRPO} --num_generations 1 --tensor_parallel_size 1 --advantage_estimator reinforce_plus_plus".replace(
-        "tuner", "train"
-    )
+    old = f"{GRPO} --num_generations 8 --gradient_accumulation_steps 8 --tensor_parallel_size 1".replace("tuner", "train")
     new = old.replace("--tensor", "--vllm_tensor").replace("train_type", "tuner_type")
     assert document(old) == document(new, version="3.6")
     assert document(new)["rollout"] != document(old)["rollout"], "and the names tell the version"
