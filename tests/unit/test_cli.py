@@ -25,7 +25,7 @@ def environment():
 def test_help_names_every_verb(tmp_path):
     shown = rlflow("--help", cwd=tmp_path)
     assert shown.returncode == 0
-    for verb in ("run", "submit", "status", "logs", "stop", "list", "plan", "schema"):
+    for verb in ("run", "submit", "status", "logs", "stop", "list", "plan", "schema", "convert"):
         assert f" {verb} " in shown.stdout
 
 

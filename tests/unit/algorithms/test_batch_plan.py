@@ -94,3 +94,9 @@ def test_a_plan_covers_only_the_sequences_it_was_given():
 def test_the_order_of_sequences_does_not_matter():
     lengths = [7, 7, 7, 3, 9, 9]
     assert plan(lengths, ranks=2, budget=16) == plan(lengths, ranks=2, budget=16, sequences=[5, 3, 1, 0, 4, 2])
+
+
+def test_neighbouring_ranks_share_their_micro_batches():
+    shared = plan_step(range(5), [9, 8, 7, 6, 5], {}, num_ranks=4, micro_batch_tokens=100, packing=True, sequence_parallel=2)
+    two = plan_step(range(5), [9, 8, 7, 6, 5], {}, num_ranks=2, micro_batch_tokens=100, packing=True)
+    assert shared.ranks == (two.ranks[0], two.ranks[0], two.ranks[1], two.ranks[1])
