@@ -56,6 +56,7 @@ class Case:
     @property
     def learner(self) -> LearnerSpec:
         return LearnerSpec(
+            num_ranks=self.ranks,
             zero_stage=self.zero_stage,
             micro_batch_tokens=self.micro_batch_tokens,
             packing=self.packing,
