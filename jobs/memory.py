@@ -74,14 +74,25 @@ def _zero_stage(job: TrainingJob) -> int:
 def _learner_states(job: TrainingJob, facts: ModelFacts) -> tuple[float, float]:
     """(on the device, in host memory when offloaded) of one rank, in GiB."""
     size, ranks, stage = _size(job), job.learner.num_ranks, _zero_stage(job)
-    trained = facts.num_parameters * (_LORA_FRACTION if job.model.lora else 1.0)
-    weights = facts.num_parameters * size / (ranks if stage == 3 else 1)
-    gradients = trained * 4 / (ranks if stage >= 2 else 1)
+    fraction = _LORA_FRACTION if job.model.lora else 1.0
+    trained = facts.num_parameters * fraction
+    weights = facts.num_parameters / ranks * size if stage == 3 else _unpartitioned(job, facts) * size
+    gradients = trained / ranks * 4 if stage >= 2 else _unpartitioned(job, facts) * fraction * 4
     gradients += min(_REDUCE_BUCKET_ELEMENTS, trained) * size if stage >= 2 else 0
     master = 0 if size == 4 and stage == 0 else 4
     optimizer = trained * (master + 8) / (ranks if stage >= 1 else 1)
     on_device = weights + gradients + (0 if job.learner.offload_optimizer else optimizer)
     return on_device / GIB, (optimizer + weights) / GIB
+
+
+def _unpartitioned(job: TrainingJob, facts: ModelFacts) -> float:
+    """Parameters that a rank has whole: all, less the experts that are spread over other ranks."""
+    return facts.num_parameters - facts.expert_parameters * (1 - 1 / job.learner.expert_parallel)
+
+
+def _micro_batch_tokens(job: TrainingJob) -> float:
+    """Tokens that go through one rank at once."""
+    return job.learner.micro_batch_tokens / job.learner.sequence_parallel
 
 
 def _activations(job: TrainingJob, facts: ModelFacts) -> float:
@@ -94,20 +105,20 @@ def _activations(job: TrainingJob, facts: ModelFacts) -> float:
     kept = {"none": everything, "selective": products}.get(job.learner.gradient_checkpointing, hidden)
     backward = everything + 3 * feed_forward + 4 * hidden
     fused = 1.6 if job.learner.liger_kernel is False else 1.0
-    return job.learner.micro_batch_tokens * (kept * facts.num_layers + backward) * fused * _size(job) / GIB
+    return _micro_batch_tokens(job) * (kept * facts.num_layers + backward) * fused * _size(job) / GIB
 
 
 def _gathered(job: TrainingJob, facts: ModelFacts) -> float:
     """Parameters that ZeRO-3 holds whole at once: the embeddings and two layers."""
     if _zero_stage(job) < 3 or job.learner.num_ranks == 1:
         return 0.0
-    layer = (facts.num_parameters - facts.embedding_parameters) / facts.num_layers
+    layer = (_unpartitioned(job, facts) - facts.embedding_parameters) / facts.num_layers
     return (facts.embedding_parameters + 2 * layer) * _size(job) / GIB
 
 
 def _logits(job: TrainingJob, facts: ModelFacts) -> float:
     """A chunk of logits, and the head's gradient in float32 and in the model's precision."""
-    logits = min(_LOGITS_BYTES, facts.vocab_size * job.learner.micro_batch_tokens * _size(job))
+    logits = min(_LOGITS_BYTES, facts.vocab_size * _micro_batch_tokens(job) * _size(job))
     return (logits + facts.vocab_size * facts.hidden_size * (4 + _size(job))) / GIB
 
 

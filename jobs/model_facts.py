@@ -29,8 +29,10 @@ class ModelFacts:
     """Width of the feed-forward part that one token goes through: of all its experts together in a mixture of experts."""
     vocab_size: int
     max_position_embeddings: int | None
-    has_experts: bool = False
-    """Whether it is a mixture of experts."""
+    num_experts: int = 0
+    """Of each mixture; 0: there are none."""
+    expert_parameters: int = 0
+    """Of all experts together."""
 
 
 def model_facts(model: ModelSpec, runs: Path) -> ModelFacts | None:
@@ -91,9 +93,10 @@ def _facts_of(config_json: str) -> ModelFacts:
         num_key_value_heads=getattr(config, "num_key_value_heads", None) or heads,
         head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
         intermediate_size=_intermediate_size(config),
+        num_experts=getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None) or 0,
+        expert_parameters=sum(p.numel() for name, p in model.named_parameters() if ".experts." in name),
         vocab_size=config.vocab_size,
         max_position_embeddings=getattr(config, "max_position_embeddings", None),
-        has_experts=bool(getattr(config, "num_experts_per_tok", None)),
     )
 
 

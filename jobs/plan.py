@@ -20,7 +20,7 @@ from rlflow.jobs.model_facts import ModelFacts, model_facts
 from rlflow.jobs.settle import settle
 from rlflow.jobs.static_checks import static_problems
 from rlflow.learner.load_model import expert_adapter_problem
-from rlflow.spec.jobs import InferJob, Job, RolloutJob
+from rlflow.spec.jobs import InferJob, Job, RolloutJob, TrainingJob
 from rlflow.spec.load import load_job, resolved
 from rlflow.spec.rewards import ModelRewardSpec
 
@@ -107,8 +107,7 @@ def plan_job(job: Job, devices: Devices, earlier_runs: Sequence[str] = ()) -> Pl
     on_gpu = devices.device == "gpu"
     job = settle(job, facts, on_gpu=on_gpu, device_gib=devices.memory_gib)
     if facts is not None:
-        if facts.has_experts and job.model.lora and (problem := expert_adapter_problem(job.model.lora, job.learner)):
-            problems.append(problem)
+        problems += _learner_problems(job, facts) if isinstance(job, TrainingJob) else []
         memory = estimate_memory(job, facts, on_gpu=on_gpu, device_gib=devices.memory_gib)
         problems += [] if too_many else _memory_problems(job, memory, devices)
     return Plan(job, devices, placement, facts, memory, list(dict.fromkeys(problems)))
@@ -185,6 +184,22 @@ def _shape_problems(job: Job, facts: ModelFacts) -> list[str]:
             )
     if facts.max_position_embeddings is not None and longest > facts.max_position_embeddings:
         problems.append(f"{field}: {longest} tokens are more than the model's {facts.max_position_embeddings} positions")
+    return problems
+
+
+def _learner_problems(job: TrainingJob, facts: ModelFacts) -> list[str]:
+    """What this model's layers cannot do in the learner."""
+    problems: list[str] = []
+    shared, spread = job.learner.sequence_parallel, job.learner.expert_parallel
+    if facts.num_attention_heads % shared or (facts.num_key_value_heads % shared and shared % facts.num_key_value_heads):
+        problems.append(
+            f"learner.sequence_parallel: {facts.num_attention_heads} attention heads and {facts.num_key_value_heads} key heads "
+            f"cannot be divided by {shared}"
+        )
+    if spread > 1 and (facts.num_experts == 0 or facts.num_experts % spread):
+        problems.append(f"learner.expert_parallel: {facts.num_experts or 'no'} experts cannot be spread over {spread} ranks")
+    if facts.num_experts and job.model.lora and (problem := expert_adapter_problem(job.model.lora, job.learner)):
+        problems.append(problem)
     return problems
 
 

@@ -272,6 +272,34 @@ def export(
 
 
 @app.command()
+def convert(
+    command: Annotated[
+        str,
+        typer.Argument(
+            metavar="COMMAND|FILE|-", show_default=False, help="A quoted ms-swift command, a script with one, or - (stdin)."
+        ),
+    ],
+    swift_version: Annotated[
+        str | None,
+        typer.Option(metavar="3.6|4", show_default=False, help="Whose defaults count. Default: as its flag names say, else 3.6."),
+    ] = None,
+    gpus: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", show_default=False, help="GPUs of all nodes, where the command does not say it."),
+    ] = None,
+) -> None:
+    """Turn an ms-swift command into a spec (or an rlflow command) on stdout; notes on stderr."""
+    from rlflow.convert.convert import convert as convert_command
+    from rlflow.convert.convert import read_version
+
+    text = sys.stdin.read() if command == "-" else read_text(command)
+    converted = convert_command(text, read_version(swift_version), gpus)
+    print(converted, end="")
+    for note in converted.notes:
+        print(note, file=sys.stderr)
+
+
+@app.command()
 def schema() -> None:
     """Print the JSON Schema of specs, for editors."""
     from rlflow.spec.jobs import job_schema
@@ -286,6 +314,18 @@ def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
     if not specs:
         raise UserError("no spec file was given, only overrides")
     return specs, overrides
+
+
+def read_text(argument: str) -> str:
+    """The file of this name, or the argument itself."""
+    path = Path(argument)
+    is_name = " " not in argument and "\n" not in argument
+    if not is_name:
+        return argument
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{argument}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
 def job_table(jobs: list["JobInfo"], now: float) -> "Table":

@@ -42,18 +42,19 @@ def plan_step(
     num_ranks: int,
     micro_batch_tokens: int,
     packing: bool,
+    sequence_parallel: int = 1,
 ) -> StepPlan:
     """Distribute `sequences` (indices into `lengths`, in tokens) over ranks and micro-batches.
 
     A tuple of sequences stays together, in its order: chosen and rejected, say. Ranks get equal token counts as far as whole
     units allow. A micro-batch holds at most `micro_batch_tokens` (padding included if not `packing`), except that a larger unit
-    goes alone.
+    goes alone. Neighbouring ranks, `sequence_parallel` of them, share their micro-batches.
     """
     assert sequences, "an optimiser step needs at least one sequence"
     units = sorted((unit,) if isinstance(unit, int) else unit for unit in sequences)
     unit_lengths = [[lengths[i] for i in unit] for unit in units]
     sizes = [_size(members, packing=packing) for members in unit_lengths]
-    shards = _balanced(range(len(units)), sizes, num_ranks)
+    shards = _balanced(range(len(units)), sizes, num_ranks // sequence_parallel)
     bins = [_bins(shard, unit_lengths, micro_batch_tokens, packing) for shard in shards]
     count = max(len(rank_bins) for rank_bins in bins)
     padding = MicroBatch(min(zip(sizes, units, strict=True))[1], is_padding=True)
@@ -61,6 +62,7 @@ def plan_step(
         tuple(MicroBatch(tuple(i for unit in members for i in units[unit])) for members in rank_bins)
         + (padding,) * (count - len(rank_bins))
         for rank_bins in bins
+        for _ in range(sequence_parallel)
     )
     return StepPlan(ranks, token_weights)
 

@@ -74,6 +74,7 @@ class PolicyBatchSettings:
     num_ranks: int
     micro_batch_tokens: int
     packing: bool
+    sequence_parallel: int = 1
     advantage_estimator: AdvantageEstimator = "grpo"
     reward_weights: tuple[float, ...] = ()
     """Of the rewards in `ScoredGroup.reward_parts`."""
@@ -206,6 +207,7 @@ def _plan(
         num_ranks=settings.num_ranks,
         micro_batch_tokens=settings.micro_batch_tokens,
         packing=settings.packing,
+        sequence_parallel=settings.sequence_parallel,
     )
 
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 from rlflow.errors import SpecError
+from rlflow.learner.expert_parallel import expert_parallel_config
 from rlflow.spec.learner import LearnerSpec
 
 
@@ -38,6 +39,7 @@ def deepspeed_config(spec: LearnerSpec, *, dtype: str, on_gpu: bool) -> dict[str
             "stage3_param_persistence_threshold": 0,
             **offload,
         },
+        **expert_parallel_config(spec.expert_parallel),
         **({"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}} if dtype == "bfloat16" else {}),
     }
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rlflow.learner.expert_parallel import SpreadExperts, spread_experts
 from rlflow.weights.buckets import Bucket, TensorDescription, plan_buckets
 from rlflow.weights.buffers import BufferHandle, SendBuffer, allocate, slot_view
 
@@ -36,6 +37,16 @@ class _Export:
     def parts(self) -> list[nn.Parameter]:
         return [self.parameter, *(self.adapter.parameters if self.adapter else ())]
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the whole parameter."""
+        return tuple(getattr(self.parameter, "ds_shape", self.parameter.shape))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Data type."""
+        return self.parameter.dtype
+
     def write(self, out: Tensor) -> None:
         """Copy the gathered parameter, adapters merged in float32."""
         out.copy_(self.parameter if self.adapter is None else self.adapter.merge(self.parameter))
@@ -52,7 +63,7 @@ class WeightExporter:
         self._model = model
         self._exports = dict(_named_exports(self._causal_lm))
         self.buckets: tuple[Bucket, ...] = plan_buckets(
-            [_describe(name, export.parameter) for name, export in self._exports.items()], bucket_bytes
+            [_describe(name, export) for name, export in self._exports.items()], bucket_bytes
         )
         self._buffer: SendBuffer | None = None
 
@@ -122,19 +133,23 @@ def gathered(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
         yield
 
 
-def _named_exports(causal_lm: nn.Module) -> Iterator[tuple[str, _Export]]:
-    """Parameters by checkpoint name, in the order of the modules; tied ones once."""
+def _named_exports(causal_lm: nn.Module) -> Iterator[tuple[str, _Export | SpreadExperts]]:
+    """Parameters by checkpoint name, in the order of the modules; tied ones once. Experts that are spread come last."""
+    spread = {f"{layer}.{name}": (layer, value) for layer, name, value in spread_experts(causal_lm)}
+    layers = tuple(f"{layer}." for layer in {layer for layer, _ in spread.values()})
     adapters = {
         _adapted_parameter(name, module): module
         for name, module in causal_lm.named_modules()
         if hasattr(module, "lora_A") and hasattr(module, "base_layer")
     }
     for name, parameter in causal_lm.named_parameters():
-        if ".lora_" in name or ".original_module." in name:
+        if ".lora_" in name or ".original_module." in name or name.startswith(layers):
             continue
         # A head trained in full beside adapters; and layers inside their adapters, experts inside two of them.
         plain = name.replace(".modules_to_save.default.", ".").replace(".base_layer", "")
         yield plain, _Export(parameter, _adapter_of(adapters[plain]) if plain in adapters else None)
+    for name, (_, value) in spread.items():
+        yield name, value if isinstance(value, SpreadExperts) else _Export(value, None)
 
 
 def _adapted_parameter(name: str, module: Any) -> str:
@@ -149,9 +164,8 @@ def _adapter_of(layer: Any) -> _Adapter:
     return _Adapter((down, up), lambda weight: torch.addmm(weight.float(), up.float(), down.float(), alpha=scale))
 
 
-def _describe(name: str, parameter: nn.Parameter) -> TensorDescription:
-    shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
-    return TensorDescription(name, str(parameter.dtype).removeprefix("torch."), shape, parameter.element_size())
+def _describe(name: str, export: _Export | SpreadExperts) -> TensorDescription:
+    return TensorDescription(name, str(export.dtype).removeprefix("torch."), export.shape, export.dtype.itemsize)
 
 
 def save_pretrained(causal_lm: Any, state: dict[str, Tensor], directory: Path, **options: Any) -> None:

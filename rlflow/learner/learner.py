@@ -23,6 +23,7 @@ from rlflow.learner.policy_model import PolicyModel, trainable_parameters
 from rlflow.learner.process_group import RankInfo, join_process_group, leave_process_group
 from rlflow.learner.reference import AdapterReference, SwappedReference
 from rlflow.learner.residency import State, StateMover
+from rlflow.learner.sequence_parallel import SequenceParallel
 from rlflow.learner.sequences import MicroBatchTensors, TrainSequence, build_micro_batch
 from rlflow.learner.teacher_model import TeacherModel
 from rlflow.learner.value_model import ValueModel
@@ -69,8 +70,11 @@ class Learner:
         torch.manual_seed(seed)
         config = deepspeed_config(spec, dtype=model.dtype, on_gpu=self.device.type == "cuda")
         self.is_trained = role != "teacher"
+        parallel = SequenceParallel(spec.sequence_parallel, info) if spec.sequence_parallel > 1 else None
+        self._counts = parallel is None or parallel.rank == 0
+        """Whether this rank's metrics count: of those that share sequences, one does."""
         build = {
-            "policy": partial(PolicyModel, balances_experts=spec.router_aux_loss_coefficient > 0),
+            "policy": partial(PolicyModel, balances_experts=spec.router_aux_loss_coefficient > 0, parallel=parallel),
             "value": ValueModel,
             "teacher": partial(TeacherModel, num_candidates=num_candidates, num_tokens=num_tokens),
         }[role]
@@ -110,7 +114,7 @@ class Learner:
         tokens are those of all ranks.
         """
         entropies = self._scores(step, sequences, lambda output: output.scores.entropy_N)
-        counted = {i for micro_batch in step.ranks[self._info.rank] if not micro_batch.is_padding for i in micro_batch.sequences}
+        counted = self.own_sequences([step])
         parts = self._gathered([entropies[i] for i in sorted(counted)])
         threshold = entropy_threshold(torch.cat([values for rank_values in parts for values in rank_values]), quantile)
         return {i: (values >= threshold).float() for i, values in entropies.items()}
@@ -147,6 +151,8 @@ class Learner:
 
     def own_sequences(self, steps: Iterable[StepPlan]) -> set[int]:
         """Sequences that count on this rank and no other: those of its micro-batches but padding."""
+        if not self._counts:
+            return set()
         return {i for step in steps for m in step.ranks[self._info.rank] if not m.is_padding for i in m.sequences}
 
     def train_step(
@@ -162,14 +168,14 @@ class Learner:
 
         `known`: what has been computed before for the trained tokens, as `<name>_N` of the inputs (`old_logprobs`, ...). The loss
         is the sum over all ranks and micro-batches of weight x loss: neither micro-batches nor ranks nor packing change it.
-        DeepSpeed averages gradients over ranks, hence the factor world size.
+        DeepSpeed averages gradients over ranks, hence the factor world size; ranks that share sequences have the same loss.
         """
         self._engine.train()
         means: Means = {}
         for micro_batch in step.ranks[self._info.rank]:
             batch = self._build(micro_batch, sequences, step)
             loss, micro_means = self._losses(batch, objective, known or {})
-            self._engine.backward(loss * self._info.world_size, scale_wrt_gas=False)
+            self._engine.backward(loss * (self._info.world_size / self._spec.sequence_parallel), scale_wrt_gas=False)
             _add(means, micro_batch, loss, micro_means)
         metrics = self._reduced(means)
         self._set_learning_rate(learning_rate)
@@ -206,7 +212,14 @@ class Learner:
                 self._engine.optimizer.empty_partition_cache()
 
     def _build(self, micro_batch: MicroBatch, sequences: Mapping[int, TrainSequence], step: StepPlan) -> MicroBatchTensors:
-        return build_micro_batch(micro_batch, sequences, step.token_weights, packing=self._spec.packing, device=self.device)
+        return build_micro_batch(
+            micro_batch,
+            sequences,
+            step.token_weights,
+            packing=self._spec.packing,
+            device=self.device,
+            multiple=self._spec.sequence_parallel,
+        )
 
     def _losses(
         self, batch: MicroBatchTensors, objective: Objective, known: Mapping[str, Scores], temperature: float | None = None
@@ -239,7 +252,7 @@ class Learner:
 
     def _reduced(self, means: Means) -> dict[str, float]:
         """Means over all ranks (the loss is a sum); ranks may know different metrics."""
-        local = {name: (float(total), float(count)) for name, (total, count) in means.items()}
+        local = {name: (float(total), float(count)) for name, (total, count) in means.items()} if self._counts else {}
         known = self._gathered(local)
         names = dict.fromkeys(name for rank_means in known for name in rank_means)
         sums = {name: [sum(part) for part in zip(*(m[name] for m in known if name in m), strict=True)] for name in names}
@@ -274,7 +287,7 @@ class Learner:
         if saved != present:
             raise LearnerError(
                 f"{directory} was saved with {_describe(saved)}, but this run has {_describe(present)}: "
-                "set learner.num_ranks and learner.zero_stage as they were"
+                "set learner.num_ranks, learner.zero_stage and learner.expert_parallel as they were"
             )
         loaded, state = self._engine.load_checkpoint(str(directory), tag="learner")
         if loaded is None:
@@ -289,7 +302,8 @@ class Learner:
         return f"reference-{self._info.rank}.pt"
 
     def _layout(self) -> dict[str, int]:
-        return {"num_ranks": self._info.world_size, "zero_stage": self._zero_stage}
+        experts = {"expert_parallel": self._spec.expert_parallel} if self._spec.expert_parallel > 1 else {}
+        return {"num_ranks": self._info.world_size, "zero_stage": self._zero_stage, **experts}
 
     def save_model(self, directory: Path, tokenizer: Any) -> None:
         """Write the weights as a transformers model directory."""
@@ -308,7 +322,8 @@ class Learner:
 
 
 def _describe(layout: dict[str, int]) -> str:
-    return f"{layout['num_ranks']} learner ranks at ZeRO stage {layout['zero_stage']}"
+    spread = f" and experts spread over {layout['expert_parallel']}" if "expert_parallel" in layout else ""
+    return f"{layout['num_ranks']} learner ranks at ZeRO stage {layout['zero_stage']}{spread}"
 
 
 def _build_model(

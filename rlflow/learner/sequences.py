@@ -76,11 +76,14 @@ def build_micro_batch(
     *,
     packing: bool,
     device: torch.device,
+    multiple: int = 1,
 ) -> MicroBatchTensors:
-    """Lay the micro-batch's sequences out: in one row (`packing`), or one a row, padded."""
+    """Lay the micro-batch's sequences out: in one row (`packing`), or one a row, padded. Rows are padded to a multiple."""
     members = [sequences[i] for i in micro_batch.sequences]
     lengths = [len(s.token_ids) for s in members]
     row_length = sum(lengths) if packing else max(lengths)
+    rest = -row_length % multiple
+    row_length += rest
     starts = np.cumsum([0, *lengths[:-1]]) if packing else np.arange(len(members)) * row_length
     size = row_length if packing else row_length * len(members)
     input_ids, positions, sequence_of = np.zeros(size, np.int64), np.zeros(size, np.int64), np.full(size, -1)
@@ -95,7 +98,7 @@ def build_micro_batch(
         sequences=micro_batch.sequences,
         input_ids_BT=torch.from_numpy(input_ids).view(-1, row_length).to(device),
         position_ids_BT=torch.from_numpy(positions).view(-1, row_length).to(device),
-        segments=Segments.from_lengths(lengths, device) if packing else None,
+        segments=Segments.from_lengths([*lengths, rest] if rest else lengths, device) if packing else None,
         sequence_of_T=torch.from_numpy(sequence_of).to(device),
         source_N=_tensor([start + t - 1 for start, t in zip(starts, trained, strict=True)], torch.int64, device),
         targets_N=_tensor([s.token_ids[t] for s, t in zip(members, trained, strict=True)], torch.int64, device),

@@ -28,4 +28,5 @@ def plan_conversations(lengths: ConversationLengths, rows: Sequence[int], spec: 
         num_ranks=spec.num_ranks,
         micro_batch_tokens=spec.micro_batch_tokens,
         packing=spec.packing,
+        sequence_parallel=spec.sequence_parallel,
     )

@@ -122,6 +122,7 @@ def batch_settings(spec: GrpoJob) -> PolicyBatchSettings:
         num_ranks=spec.learner.num_ranks,
         micro_batch_tokens=spec.learner.micro_batch_tokens,
         packing=spec.learner.packing,
+        sequence_parallel=spec.learner.sequence_parallel,
         advantage_estimator=spec.grpo.advantage_estimator,
         reward_weights=tuple(reward.weight for reward in spec.rewards),
         kl_in_reward=spec.grpo.kl_coefficient if spec.grpo.kl_in == "reward" else 0.0,

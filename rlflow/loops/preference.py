@@ -74,6 +74,7 @@ def plan_sequences(
         num_ranks=spec.num_ranks,
         micro_batch_tokens=spec.micro_batch_tokens,
         packing=spec.packing,
+        sequence_parallel=spec.sequence_parallel,
     )
     return PlannedRows(step, tuple(sequences))
 

@@ -160,6 +160,7 @@ def token_mean_settings(job: RolloutJob, *, optimizer_steps: int = 1, epochs: in
         num_ranks=job.learner.num_ranks,
         micro_batch_tokens=job.learner.micro_batch_tokens,
         packing=job.learner.packing,
+        sequence_parallel=job.learner.sequence_parallel,
     )
 
 

@@ -16,6 +16,9 @@ from rlflow.spec.rewards import RewardPoolSpec, RewardSpec, name_problems
 from rlflow.spec.rollout import GenerationSpec, RolloutSpec
 from rlflow.spec.run import EvaluateSpec, RunSpec
 
+_WHOLE_ON_EVERY_RANK = ("ppo", "gkd", "rm")
+"""Kinds with a model beside the policy, or with another head."""
+
 
 class Job(Spec):
     """What every job has."""
@@ -60,6 +63,11 @@ class TrainingJob(Job):
             yield f"data.overlong: {self.data.overlong} is for kind sft; a job of kind {self.kind} needs error or drop"
         if self.kind != "sft" and self.data.loss_weights:
             yield f"data.loss_weights: a job of kind {self.kind} would not use them; remove them"
+        for name in ("expert_parallel", "sequence_parallel"):
+            if getattr(self.learner, name) > 1 and self.kind in _WHOLE_ON_EVERY_RANK:
+                yield f"learner.{name}: a job of kind {self.kind} has models that cannot be spread this way; set it to 1"
+        if self.learner.expert_parallel > 1 and self.model.lora is not None:
+            yield "learner.expert_parallel: not with model.lora, whose base weights stay as they are; set it to 1"
         if self.learner.zero_stage == 0 and self.model.dtype != "float32":
             yield f"learner.zero_stage: 0 needs model.dtype float32, not {self.model.dtype}; use 1 or higher"
 

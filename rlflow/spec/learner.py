@@ -1,5 +1,6 @@
 """How the learner group trains: parallelism, optimiser, schedule, batching."""
 
+from collections.abc import Iterator
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -57,6 +58,12 @@ class LearnerSpec(Spec):
     """Learning-rate schedule."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Clip the global gradient norm to this value."""
+    expert_parallel: int = Field(default=1, ge=1)
+    """Ranks over which the experts of a mixture are spread, each rank holding some of them whole (DeepSpeed AutoEP); divides
+    `num_ranks`. 1: every rank has all experts, partitioned as ZeRO does."""
+    sequence_parallel: int = Field(default=1, ge=1)
+    """Ranks that share each sequence, every one with a part of its tokens (DeepSpeed Ulysses); divides `num_ranks` and the
+    attention heads. For sequences too long for one rank."""
     micro_batch_tokens: int = Field(default=16384, ge=1)
     """Most tokens through a rank's model at once (a longer sequence goes alone). Changes speed and memory, not the result."""
     packing: bool = True
@@ -70,6 +77,20 @@ class LearnerSpec(Spec):
     """Weight of the load-balancing loss of a mixture of experts (Fedus et al. 2021, eq. 4), for each sequence by itself."""
     timeout_s: float = Field(default=1800.0, gt=0)
     """Limit of one collective operation between ranks, in seconds."""
+
+    def contradictions(self) -> Iterator[str]:
+        """Between the ways to use ranks."""
+        for name in ("expert_parallel", "sequence_parallel"):
+            if self.num_ranks % getattr(self, name):
+                yield f"{name}: {self.num_ranks} ranks (num_ranks) cannot be divided by {getattr(self, name)}"
+        if self.expert_parallel > 1 and self.sequence_parallel > 1:
+            yield "expert_parallel, sequence_parallel: DeepSpeed's AutoEP does not go with shared sequences; set one of them to 1"
+        if self.expert_parallel > 1 and self.zero_stage == 0:
+            yield "expert_parallel: needs ZeRO stage 1 or higher, not zero_stage: 0"
+        if self.sequence_parallel > 1 and not self.packing:
+            yield "sequence_parallel: needs packing: true"
+        if self.sequence_parallel > 1 and self.router_aux_loss_coefficient:
+            yield "sequence_parallel: router_aux_loss_coefficient is of whole sequences, and each rank has a part; set it to 0"
 
     @model_validator(mode="after")
     def _floor_below_peak(self) -> Self:

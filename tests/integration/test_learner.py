@@ -49,16 +49,21 @@ class Case:
     """Whether the states leave and come back between any two calls."""
     dtype: Any = "float32"
     router_aux_loss_coefficient: float = 0.0
+    sequence_parallel: int = 1
+    expert_parallel: int = 1
     loss: PolicyLoss = LOSS
 
     @property
     def learner(self) -> LearnerSpec:
         return LearnerSpec(
+            num_ranks=self.ranks,
             zero_stage=self.zero_stage,
             micro_batch_tokens=self.micro_batch_tokens,
             packing=self.packing,
             gradient_checkpointing=self.gradient_checkpointing,
             router_aux_loss_coefficient=self.router_aux_loss_coefficient,
+            sequence_parallel=self.sequence_parallel,
+            expert_parallel=self.expert_parallel,
             max_grad_norm=0.5,  # below the norms of the batch, so that clipping is compared too
             optimizer=OptimizerSpec(learning_rate=LEARNING_RATE, epsilon=1e-5),
             timeout_s=60.0,
@@ -71,6 +76,7 @@ class Case:
             num_ranks=self.ranks,
             micro_batch_tokens=self.micro_batch_tokens,
             packing=self.packing,
+            sequence_parallel=self.sequence_parallel,
         )
 
     def build(self, rank: Rank, **options: Any) -> Any:
@@ -182,10 +188,25 @@ def test_a_mixture_of_experts_trains_as_with_eager_experts(models, groups, expec
     check(Case(models.experts, ranks, zero_stage=stage, gradient_checkpointing=mode), groups, expected)
 
 
+@pytest.mark.parametrize(("model", "stage", "mode"), [("experts", 3, "none"), ("tied", 1, "full")])
+def test_ranks_that_share_sequences_train_as_one(models, groups, expected, model, stage, mode):
+    """A row of odd length is among the micro-batches, and one in which a rank predicts nothing."""
+    case = Case(getattr(models, model), 2, zero_stage=stage, gradient_checkpointing=mode, sequence_parallel=2)
+    for budget in (512, 64):
+        check(replace(case, micro_batch_tokens=budget), groups, expected)
+
+
+@pytest.mark.parametrize(("stage", "mode"), [(1, "none"), (3, "full")])
+def test_experts_spread_over_ranks_train_as_one(models, groups, expected, stage, mode):
+    case = Case(models.experts, 2, zero_stage=stage, gradient_checkpointing=mode, expert_parallel=2)
+    check(replace(case, moves=stage == 3), groups, expected)
+
+
 def test_balancing_experts_does_not_depend_on_the_cut(models, groups):
     whole = Case(models.experts, router_aux_loss_coefficient=0.1, micro_batch_tokens=4096)
     cuts = [
         replace(whole, ranks=2, zero_stage=3),
+        replace(whole, ranks=2, zero_stage=1, expert_parallel=2),
         replace(whole, packing=False, micro_batch_tokens=512, gradient_checkpointing="full"),
     ]
     first, *others = [groups[case.ranks].run(train, case)[0] for case in (whole, *cuts)]
@@ -278,7 +299,7 @@ def test_a_checkpoint_of_other_ranks_or_another_stage_is_refused(models, groups,
         groups[2].run(load_step, Case(models.tied, ranks=2), tmp_path)
     assert str(caught.value).splitlines()[-1] == (
         f"rlflow.errors.LearnerError: {tmp_path} was saved with 1 learner ranks at ZeRO stage 3, but this run has "
-        "2 learner ranks at ZeRO stage 3: set learner.num_ranks and learner.zero_stage as they were"
+        "2 learner ranks at ZeRO stage 3: set learner.num_ranks, learner.zero_stage and learner.expert_parallel as they were"
     )
     with pytest.raises(RemoteError, match=r"LearnerError: .* has 1 learner ranks at ZeRO stage 2"):
         groups[1].run(load_step, Case(models.tied, zero_stage=2), tmp_path)

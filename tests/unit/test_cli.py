@@ -25,7 +25,7 @@ def environment():
 def test_help_names_every_verb(tmp_path):
     shown = rlflow("--help", cwd=tmp_path)
     assert shown.returncode == 0
-    verbs = ("run", "submit", "status", "logs", "stop", "list", "plan", "data", "schema", "chat", "infer", "export")
+    verbs = ("run", "submit", "status", "logs", "stop", "list", "plan", "data", "schema", "chat", "infer", "export", "convert")
     for verb in verbs:
         assert f" {verb} " in shown.stdout
 

@@ -37,7 +37,8 @@ BELOW = {
         *("algorithms", "spec", "errors"),
     },
     "client": {"spec", "errors"},
-    "cli": {"client", "spec", "errors", "jobs"},
+    "convert": {"spec", "errors"},
+    "cli": {"client", "spec", "errors", "jobs", "convert"},
     "__init__": {"rewards.api"},
 }
 """Which layer may import which, beside its own modules. `a.b` is one module of layer a."""
@@ -50,6 +51,7 @@ THIRD_PARTY = {
     "spec": {"pydantic", "yaml"},
     "algorithms": {"torch", "triton"},
     "loops": {"numpy"},
+    "convert": {"pydantic", "pydantic_core", "yaml"},
     "cli": {"typer", "rich"},
     "__init__": set(),
 }

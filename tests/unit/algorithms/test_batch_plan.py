@@ -103,3 +103,9 @@ def test_share_of_padding():
     assert padding_share(one_row, lengths, packing=False) == pytest.approx(80 / 180)
     uneven = plan([50, 50, 50], ranks=2, budget=50)  # the second rank repeats a sequence that counts zero times
     assert padding_share(uneven, [50, 50, 50], packing=True) == pytest.approx(1 / 4)
+
+
+def test_neighbouring_ranks_share_their_micro_batches():
+    shared = plan_step(range(5), [9, 8, 7, 6, 5], {}, num_ranks=4, micro_batch_tokens=100, packing=True, sequence_parallel=2)
+    two = plan_step(range(5), [9, 8, 7, 6, 5], {}, num_ranks=2, micro_batch_tokens=100, packing=True)
+    assert shared.ranks == (two.ranks[0], two.ranks[0], two.ranks[1], two.ranks[1])

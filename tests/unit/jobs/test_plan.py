@@ -1,7 +1,52 @@
-"""Problems that the plan finds from the model's configuration."""
+"""x of ranks that share experts or sequences, from packaged shapes alone."""
 
-from rlflow.jobs.plan import Devices, plan_job
+from typing import Any
+
+import pytest
+
+from rlflow.jobs.plan import Devices, Plan, parse_devices, plan_job
 from rlflow.spec.load import parse_job
+
+
+def plan(model: str, **learner: Any) -> Plan:
+    job = {"kind": "sft", "run": {"name": "a"}, "model": {"path": f"Qwen/{model}"}, "data": {"sources": ["org/rows"]}, "steps": 1}
+    return plan_job(parse_job({**job, "learner": learner}), parse_devices("16x80"))
+
+
+def test_experts_are_counted_and_must_be_divisible():
+    planned = plan("Qwen3-30B-A3B", num_ranks=16, expert_parallel=8)
+    assert planned.facts is not None
+    assert (planned.facts.num_experts, planned.facts.num_parameters) == (128, 30_532_122_624)
+    assert planned.facts.expert_parameters == 48 * 128 * 3 * 768 * 2048
+    assert planned.problems == []
+    assert plan("Qwen3-30B-A3B", num_ranks=12, expert_parallel=12).problems == [
+        "learner.expert_parallel: 128 experts cannot be spread over 12 ranks"
+    ]
+    assert plan("Qwen3-8B", num_ranks=8, expert_parallel=8).problems == [
+        "learner.expert_parallel: no experts cannot be spread over 8 ranks"
+    ]
+
+
+def test_spread_experts_leave_room_for_a_lower_stage():
+    whole = plan("Qwen3-30B-A3B", num_ranks=16)
+    spread = plan("Qwen3-30B-A3B", num_ranks=16, expert_parallel=8)
+    assert (whole.job.learner.zero_stage, spread.job.learner.zero_stage) == (3, 1)
+
+
+def test_sequences_are_shared_by_heads():
+    assert plan("Qwen3-8B", num_ranks=16, sequence_parallel=16).problems == [], "8 key heads are doubled"
+    assert plan("Qwen3-8B", num_ranks=12, sequence_parallel=12).problems == [
+        "learner.sequence_parallel: 32 attention heads and 8 key heads cannot be divided by 12"
+    ]
+
+
+@pytest.mark.parametrize("checkpointing", ["none", "full"])
+def test_sharing_a_sequence_divides_what_is_kept_of_it(checkpointing):
+    common = {"num_ranks": 8, "zero_stage": 3, "gradient_checkpointing": checkpointing}
+    alone = plan("Qwen3-8B", micro_batch_tokens=16384, **common).memory
+    shared = plan("Qwen3-8B", micro_batch_tokens=8 * 16384, sequence_parallel=8, **common).memory
+    assert alone is not None and shared == alone
+
 
 EXPERTS = {
     "model_type": "qwen3_moe",

@@ -1,0 +1,1 @@
+"""ms-swift command lines to rlflow specs and commands."""

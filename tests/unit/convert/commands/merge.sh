@@ -1,0 +1,3 @@
+swift export \
+    --adapters output/checkpoint-xxx \
+    --merge_lora true
