@@ -9,6 +9,7 @@ from rlflow.jobs.context import Machine
 from rlflow.jobs.plan import Devices, local_devices, plan_job
 from rlflow.jobs.prepare import load_rows
 from rlflow.jobs.ray_job import check_run_dir
+from rlflow.jobs.rewards import find_reward_models, without_models_of
 from rlflow.jobs.static_checks import static_problems
 from rlflow.observe.run_dir import RunDirectory
 from rlflow.rewards import check_plugins
@@ -21,9 +22,10 @@ def check_specs(jobs: Sequence[Job]) -> None:
     if len(set(names)) < len(names):
         raise SpecError("run.name: two of the specs have the same name")
     _raise_all(jobs, [static_problems(job, names[:index]) for index, job in enumerate(jobs)])
-    for job in jobs:
+    for index, job in enumerate(jobs):
         if isinstance(job, RolloutJob | InferJob):
-            check_plugins(job.rewards, max_completion_tokens=job.rollout.max_completion_tokens, cwd=os.getcwd())
+            rewards = find_reward_models(without_models_of(job, tuple(names[:index])))
+            check_plugins(rewards, max_completion_tokens=job.rollout.max_completion_tokens, cwd=os.getcwd())
 
 
 def check_jobs(jobs: Sequence[Job], machine: Machine) -> None:

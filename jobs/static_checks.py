@@ -9,10 +9,12 @@ from rlflow.data.modelscope_hub import check_modelscope
 from rlflow.errors import SpecError, UserError
 from rlflow.jobs.adapters import find_adapter
 from rlflow.jobs.prepare import model_path, output_path
+from rlflow.jobs.rewards import reward_models
 from rlflow.observe.answers import errors_path
 from rlflow.observe.run_dir import RunDirectory
 from rlflow.spec.jobs import DpoJob, InferJob, Job, RolloutJob
 from rlflow.spec.load import resolved
+from rlflow.spec.model import ModelSpec
 from rlflow.spec.preferences import PluginLossSpec
 from rlflow.spec.rewards import ModelRewardSpec, PluginSpec, with_token_limits
 from rlflow.spec.sources import FileSource, SelfCognitionSource
@@ -26,13 +28,19 @@ def static_problems(job: Job, earlier_runs: Sequence[str] = ()) -> list[str]:
             check(job)
         except UserError as error:
             problems += str(error).splitlines()
-    for field, model in {"model": job.model, **job.other_models}.items():
+    for field, model in all_models(job).items():
         if model.from_run is not None and model.from_run not in earlier_runs:
             try:
                 model_path(model, Path(job.run.dir), field)
             except UserError as error:
                 problems.append(str(error))
     return problems
+
+
+def all_models(job: Job) -> dict[str, ModelSpec]:
+    """The job's models by the name of their field."""
+    models = {"model": job.model, **job.other_models}
+    return models | (reward_models(job) if isinstance(job, RolloutJob | InferJob) else {})
 
 
 def check_same_spec(run: RunDirectory, job: Job) -> None:
@@ -67,7 +75,7 @@ def _check_sources(job: Job) -> None:
 
 def _check_hubs(job: Job) -> None:
     hubs = {f"data.sources[{index}]": getattr(source, "hub", None) for index, source in enumerate(job.data.sources)}
-    hubs |= {field: model.hub for field, model in {"model": job.model, **job.other_models}.items()}
+    hubs |= {field: model.hub for field, model in all_models(job).items()}
     for field, hub in hubs.items():
         if hub == "modelscope":
             check_modelscope(f"{field}.hub")
@@ -86,7 +94,12 @@ def _check_rewards(job: Job) -> None:
             file = reward.target.rpartition(":")[0]
             if file.endswith(".py") and not Path(file).is_file():
                 lines.append(f"rewards[{index}].target: {file} does not exist")
-        if isinstance(reward, ModelRewardSpec) and not _may_be_hub_id(reward.path) and not Path(reward.path).is_dir():
+        if (
+            isinstance(reward, ModelRewardSpec)
+            and reward.path
+            and not _may_be_hub_id(reward.path)
+            and not Path(reward.path).is_dir()
+        ):
             lines.append(f"rewards[{index}].path: there is no directory {reward.path}")
     if lines:
         raise UserError("\n".join(lines))

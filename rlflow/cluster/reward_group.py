@@ -20,6 +20,8 @@ class RewardGroup:
             placement.start(RewardActor, seat, setup, max_restarts=max_restarts, max_task_retries=max_restarts)
             for seat in plan.seats_of("reward")
         ]
+        self.holds_devices = any(seat.devices for seat in plan.seats_of("reward"))
+        """Whether models of rewards lie on devices."""
         self._turn = itertools.cycle(self._workers)
 
     async def ready(self) -> None:
