@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from rlflow.cluster.session import choose_device, connect, dashboard_url
+from rlflow.data.rows import Rows
 from rlflow.errors import RlflowError, SpecError, UserError
-from rlflow.jobs.checks import check_jobs, check_specs, machine_devices
+from rlflow.jobs.checks import check_jobs, check_specs, machine_devices, read_rows
 from rlflow.jobs.context import JobContext, Machine
 from rlflow.jobs.kinds import KINDS
 from rlflow.jobs.plan import plan_job
@@ -40,21 +41,32 @@ def run_specs(paths: Sequence[str], overrides: Sequence[str]) -> int:
     console = Console(highlight=False)
     _log_to(console)
     check_specs([job for _, job in jobs])
-    machine = _machine(jobs)
-    check_jobs([job for _, job in jobs], machine)
-    summaries = [_run_job(path, job, machine, console) for path, job in jobs]
-    print_summary(summaries, console)
+    unfinished = [(path, job) for path, job in jobs if not _is_finished(_directory(job), job)]
+    seconds = _run_jobs(unfinished, console) if unfinished else {}
+    print_summary([_summary(_directory(job), job, seconds.get(job.run.name, 0.0)) for _, job in jobs], console)
     return EXIT_DONE
 
 
-def _run_job(path: str, job: Job, machine: Machine, console: Console) -> RunSummary:
-    run = RunDirectory(Path(job.run.dir) / job.run.name)
-    begin = time.time()
+def _run_jobs(named: Sequence[tuple[str, Job]], console: Console) -> dict[str, float]:
+    """Run jobs and their files one after the other; the seconds that each run took."""
+    jobs = [job for _, job in named]
+    rows = read_rows(jobs)
+    machine = _machine(jobs)
+    check_jobs(jobs, machine)
+    return {job.run.name: _run_job(path, job, of_job, machine, console) for (path, job), of_job in zip(named, rows, strict=True)}
+
+
+def _run_job(path: str, job: Job, rows: tuple[Rows, Rows], machine: Machine, console: Console) -> float:
+    run, begin = _directory(job), time.time()
     with run.lock():
-        if not _is_finished(run, job):
+        if not _is_finished(run, job):  # another process may have run it meanwhile
             _open_run(run, path, job)
-            _train(run, plan_job(job, machine_devices(machine)).job, machine, console)
-    return _summary(run, job, time.time() - begin)
+            _train(run, plan_job(job, machine_devices(machine)).job, rows, machine, console)
+    return time.time() - begin
+
+
+def _directory(job: Job) -> RunDirectory:
+    return RunDirectory(Path(job.run.dir) / job.run.name)
 
 
 def _is_finished(run: RunDirectory, job: Job) -> bool:
@@ -71,12 +83,12 @@ def _open_run(run: RunDirectory, path: str, job: Job) -> None:
     run.write_status("starting", ray_job_id=job_id())
 
 
-def _train(run: RunDirectory, job: Job, machine: Machine, console: Console) -> None:
+def _train(run: RunDirectory, job: Job, rows: tuple[Rows, Rows], machine: Machine, console: Console) -> None:
     """Run the job and write its status, whatever happens."""
     sinks = Sinks([JsonlSink(run), TensorBoardSink(run.path / "tensorboard"), RayMetricsSink(job.run.name, job.kind)])
     try:
         with Progress(job.run.name, job.kind, console) as progress:
-            context = JobContext(run, Journal(run, sinks, progress), machine, os.getcwd())
+            context = JobContext(run, rows, Journal(run, sinks, progress), machine, os.getcwd())
             asyncio.run(_until_stopped(job, context))
         latest = run.latest_checkpoint()
         assert latest is not None
@@ -110,12 +122,12 @@ def _write_stopped(run: RunDirectory) -> None:
     run.write_status("stopped", message="stopped by a signal; the same command goes on from the latest checkpoint")
 
 
-def _machine(jobs: Sequence[tuple[str, Job]]) -> Machine:
+def _machine(jobs: Sequence[Job]) -> Machine:
     resources = connect()
     url = dashboard_url()
     if url:
         logger.info(f"Ray dashboard: {url}")
-    devices = {choose_device(job.run.device, resources) for _, job in jobs}
+    devices = {choose_device(job.run.device, resources) for job in jobs}
     if len(devices) > 1:
         raise SpecError("run.device: specs that run together must use the same kind of device")
     return Machine(devices.pop(), int(resources.get("CPU", 1)), int(resources.get("GPU", 0)))

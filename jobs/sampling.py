@@ -22,10 +22,9 @@ from rlflow.cluster.sampler import Sampler
 from rlflow.cluster.verification import PROBE_PROMPTS, EngineVerification
 from rlflow.cluster.weight_sync import WeightSync
 from rlflow.data.order import RowOrder
-from rlflow.data.rows import Rows
 from rlflow.jobs.context import JobContext, Machine
 from rlflow.jobs.length import total_steps
-from rlflow.jobs.prepare import PreparedModel, PromptRows, load_rows, prepare_model, prepare_prompts
+from rlflow.jobs.prepare import PreparedModel, PromptRows, prepare_model, prepare_rows
 from rlflow.jobs.recovery import with_learner_restarts
 from rlflow.loops.sampling import SamplingLoop, token_mean_settings
 from rlflow.loops.state import LoopState
@@ -46,13 +45,11 @@ class Parts:
     """Fields of the loop that others lack."""
 
 
-async def run_sampling_job(job: RolloutJob, context: JobContext, parts_of: Callable[[PreparedModel, Rows], Parts]) -> None:
+async def run_sampling_job(job: RolloutJob, context: JobContext, parts_of: Callable[[PreparedModel], Parts]) -> None:
     """Train to the end, or from the latest checkpoint to the end."""
-    rows, held_out_rows = load_rows(job, context.run)
     model = prepare_model(job, context.run)
-    prompts = prepare_prompts(rows, model.tokenizer, job, context.run)
-    held_out = prepare_prompts(held_out_rows, model.tokenizer, job, context.run)
-    parts = parts_of(model, rows)
+    prompts, held_out = (prepare_rows(rows, model.tokenizer, job, context.run) for rows in context.rows)
+    parts = parts_of(model)
     devices = sampling_devices(job, context.machine.device)
     placement = Placement(job.run.name, devices)
     rewards = RewardGroup(placement, devices, _reward_setup(job, model, context), max_restarts=job.run.max_restarts)

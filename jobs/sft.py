@@ -11,7 +11,7 @@ from rlflow.cluster.placement import Placement
 from rlflow.data.order import RowOrder
 from rlflow.jobs.context import JobContext
 from rlflow.jobs.length import total_steps
-from rlflow.jobs.prepare import conversation_lengths, load_rows, prepare_conversations, prepare_model
+from rlflow.jobs.prepare import conversation_lengths, prepare_model, prepare_rows
 from rlflow.jobs.recovery import with_learner_restarts
 from rlflow.loops.sft import SftLoop
 from rlflow.loops.state import LoopState
@@ -20,10 +20,8 @@ from rlflow.spec.jobs import Job, SftJob
 
 async def run_sft_job(job: SftJob, context: JobContext) -> None:
     """Train to the end, or from the latest checkpoint to the end."""
-    rows, held_out_rows = load_rows(job, context.run)
     model = prepare_model(job, context.run)
-    train = prepare_conversations(rows, model.tokenizer, job, context.run)
-    held_out = prepare_conversations(held_out_rows, model.tokenizer, job, context.run)
+    train, held_out = (prepare_rows(rows, model.tokenizer, job, context.run) for rows in context.rows)
     setup = LearnerSetup(
         model_path=model.path,
         tokenizer_path=model.tokenizer_path,
