@@ -12,7 +12,7 @@ from rlflow.data.order import RowOrder
 from rlflow.jobs.context import JobContext
 from rlflow.jobs.length import total_steps
 from rlflow.jobs.prepare import conversation_lengths, prepare_model, prepare_rows
-from rlflow.jobs.recovery import with_learner_restarts
+from rlflow.jobs.recovery import run_loop
 from rlflow.loops.sft import SftLoop
 from rlflow.loops.state import LoopState
 from rlflow.spec.jobs import Job, SftJob
@@ -36,12 +36,13 @@ async def run_sft_job(job: SftJob, context: JobContext) -> None:
     devices = sft_devices(job, context.machine.device)
     placement = Placement(job.run.name, devices)
 
-    async def run_once() -> None:
+    async def start() -> LearnerGroup:
         learner = LearnerGroup(placement, devices, setup)
         await context.journal.timed("learner", learner.build)()
-        checkpoints = Checkpoints(context.run, learner, job.run)
-        stored = await checkpoints.restore()
-        await SftLoop(
+        return learner
+
+    def loop_of(learner: LearnerGroup, checkpoints: Checkpoints, state: LoopState) -> SftLoop:
+        return SftLoop(
             spec=job,
             total_steps=total_steps(job, len(train)),
             learner=learner,
@@ -50,14 +51,10 @@ async def run_sft_job(job: SftJob, context: JobContext) -> None:
             order=RowOrder(len(train), job.data.seed, job.data.shuffle),
             checkpoints=checkpoints,
             journal=context.journal,
-            state=LoopState.from_dict(stored) if stored else LoopState(),
-        ).run()
-        await learner.close()
+            state=state,
+        )
 
-    try:
-        await with_learner_restarts(run_once, job.run.max_restarts, context.journal)
-    finally:
-        await close_run(placement)
+    await run_loop(job, context, start, loop_of, lambda: close_run(placement))
 
 
 def sft_devices(job: Job, device: Literal["gpu", "cpu"]) -> DevicePlan:
