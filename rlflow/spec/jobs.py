@@ -1,5 +1,6 @@
 """Job specs: one class a `kind`."""
 
+from abc import abstractmethod
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
@@ -48,9 +49,9 @@ class Job(Spec):
             yield f"learner.zero_stage: 0 needs model.dtype float32, not {self.model.dtype}; use 1 or higher"
 
     @property
+    @abstractmethod
     def rows_per_step(self) -> int:
         """Rows of the data set that a step takes."""
-        raise NotImplementedError
 
     @property
     def num_learners(self) -> int:
