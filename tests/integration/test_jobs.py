@@ -185,7 +185,7 @@ def comparable(rows):
 def watcher(head: RayHead, namespace: str) -> Iterator:
     """A function that kills the actors it is given, at once, and returns what `WATCH` tells."""
     command = [sys.executable, "-c", WATCH, head.gcs_address, namespace]
-    with subprocess.Popen(command, env=head.env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, env=head.driver_env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin and process.stdout
 
         def kill(*names: str) -> dict:
