@@ -37,6 +37,9 @@ class Silent:
     async def to_sampling(self):
         pass
 
+    def metrics(self):
+        return {}
+
 
 class Rows(RowLoop):
     num_held_out = 1
