@@ -3,17 +3,19 @@
 import math
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
+from rlflow.data.rows import Rows
 from rlflow.errors import SpecError
 from rlflow.jobs.context import Machine
 from rlflow.jobs.plan import Devices, local_devices, plan_job
-from rlflow.jobs.prepare import load_rows
-from rlflow.jobs.ray_job import check_run_dir
+from rlflow.jobs.prepare import check_vocabulary, find_tokenizer, load_rows, model_path, prepare_conversations, prepare_rows
+from rlflow.jobs.ray_job import check_run_dir, check_run_dir_is_shared
 from rlflow.jobs.rewards import find_reward_models, without_models_of
 from rlflow.jobs.static_checks import static_problems
 from rlflow.observe.run_dir import RunDirectory
 from rlflow.rewards import check_plugins
-from rlflow.spec.jobs import InferJob, Job, RolloutJob
+from rlflow.spec.jobs import GkdJob, InferJob, Job, RolloutJob
 
 
 def check_specs(jobs: Sequence[Job]) -> None:
@@ -21,6 +23,8 @@ def check_specs(jobs: Sequence[Job]) -> None:
     names = [job.run.name for job in jobs]
     if len(set(names)) < len(names):
         raise SpecError("run.name: two of the specs have the same name")
+    for job in jobs:
+        check_run_dir(job)
     _raise_all(jobs, [static_problems(job, names[:index]) for index, job in enumerate(jobs)])
     for index, job in enumerate(jobs):
         if isinstance(job, RolloutJob | InferJob):
@@ -28,21 +32,41 @@ def check_specs(jobs: Sequence[Job]) -> None:
             check_plugins(rewards, max_completion_tokens=job.rollout.max_completion_tokens, cwd=os.getcwd())
 
 
-def check_jobs(jobs: Sequence[Job], machine: Machine) -> None:
-    """Whether every job fits the machine, and the rows of the later ones. Raises `UserError`.
-
-    The first job's rows are read by the job itself, which is about to start.
+def read_rows(jobs: Sequence[Job]) -> list[tuple[Rows, ...]]:
+    """Training and held-out rows of each job. They are tokenised, so that a bad one ends the chain before Ray starts; those for
+    the model of an earlier job are only read. Raises `UserError`.
     """
+    names = [job.run.name for job in jobs]
+    return [_read_rows(job, names[:index]) for index, job in enumerate(jobs)]
+
+
+def _read_rows(job: Job, earlier_runs: Sequence[str]) -> tuple[Rows, ...]:
+    if isinstance(job, InferJob):  # whose bad rows are recorded, and stop nothing
+        return ()
+    run = RunDirectory(f"{job.run.dir}/{job.run.name}")
+    parts = load_rows(job, run)
+    if job.model.from_run in earlier_runs:
+        for rows in parts:
+            rows.read(range(len(rows)))
+        return parts
+    tokenizer = find_tokenizer(job)
+    for rows in parts:
+        prepare_rows(rows, tokenizer, job, run)
+    if isinstance(job, GkdJob) and job.gkd.on_policy_fraction < 1:
+        prepare_conversations(parts[0], tokenizer, job, run)
+    for field, model in job.other_models.items():
+        if model.from_run not in earlier_runs:
+            check_vocabulary(model_path(model, Path(job.run.dir), field), tokenizer, field)
+    return parts
+
+
+def check_jobs(jobs: Sequence[Job], machine: Machine) -> None:
+    """Whether every job fits the machine. Raises `UserError`."""
     devices = machine_devices(machine)
     for job in jobs:
-        check_run_dir(job)
+        check_run_dir_is_shared(job)
     names = [job.run.name for job in jobs]
     _raise_all(jobs, [plan_job(job, devices, names[:index]).problems for index, job in enumerate(jobs)])
-    for job in jobs[1:]:
-        if isinstance(job, InferJob):  # whose bad rows are recorded, and stop nothing
-            continue
-        for rows in load_rows(job, RunDirectory(f"{job.run.dir}/{job.run.name}")):
-            rows.read(range(len(rows)))
 
 
 def _raise_all(jobs: Sequence[Job], problems: Sequence[Sequence[str]]) -> None:

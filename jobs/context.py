@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from rlflow.data.rows import Rows
 from rlflow.observe.journal import Journal
 from rlflow.observe.run_dir import RunDirectory
 
@@ -26,6 +27,8 @@ class JobContext:
     """A started run."""
 
     run: RunDirectory
+    rows: tuple[Rows, ...]
+    """Those to train on, and the held-out ones. None for batch inference, which reads its own."""
     journal: Journal
     machine: Machine
     working_dir: str

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from rlflow.actors.learner import RoleSetup
-from rlflow.data.rows import Rows
 from rlflow.jobs.context import JobContext
 from rlflow.jobs.prepare import PreparedModel, check_vocabulary, conversation_lengths, fetch_model, prepare_conversations
 from rlflow.jobs.sampling import Parts, run_sampling_job
@@ -14,11 +13,11 @@ from rlflow.spec.jobs import GkdJob
 async def run_gkd_job(job: GkdJob, context: JobContext) -> None:
     """Train to the end, or from the latest checkpoint to the end."""
 
-    def parts_of(model: PreparedModel, rows: Rows) -> Parts:
+    def parts_of(model: PreparedModel) -> Parts:
         teacher = _teacher(job, model)
         if job.gkd.on_policy_fraction == 1:
             return Parts(GkdLoop, others=(teacher,), of_loop={"conversations": None})
-        answers = prepare_conversations(rows, model.tokenizer, job, context.run)
+        answers = prepare_conversations(context.rows[0], model.tokenizer, job, context.run)
         of_loop = {"conversations": conversation_lengths(answers)}
         return Parts(GkdLoop, others=(teacher,), conversations=(str(answers.path),), of_loop=of_loop)
 

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from rlflow.actors.learner import RoleSetup
-from rlflow.data.rows import Rows
 from rlflow.jobs.context import JobContext
 from rlflow.jobs.prepare import PreparedModel, check_vocabulary, fetch_model
 from rlflow.jobs.sampling import Parts, run_sampling_job
@@ -14,7 +13,7 @@ from rlflow.spec.jobs import PpoJob
 async def run_ppo_job(job: PpoJob, context: JobContext) -> None:
     """Train to the end, or from the latest checkpoint to the end."""
 
-    def parts_of(model: PreparedModel, _: Rows) -> Parts:
+    def parts_of(model: PreparedModel) -> Parts:
         return Parts(PpoLoop, keep_reference=job.ppo.kl_coefficient > 0, others=(_critic(job, model),))
 
     await run_sampling_job(job, context, parts_of)

@@ -9,23 +9,20 @@ from rlflow.cluster.closing import close_run
 from rlflow.cluster.learner_group import LearnerGroup
 from rlflow.cluster.placement import Placement
 from rlflow.data.order import RowOrder
-from rlflow.data.tokenized_preferences import tokenize_labelled, tokenize_pairs
 from rlflow.jobs.context import JobContext
 from rlflow.jobs.length import total_steps
-from rlflow.jobs.prepare import cache_dir, load_rows, prepare_model
-from rlflow.jobs.recovery import with_learner_restarts
+from rlflow.jobs.prepare import prepare_model, prepare_rows
+from rlflow.jobs.recovery import run_loop
 from rlflow.jobs.sft import sft_devices
 from rlflow.loops.preference import PreferenceLoop, plan_scoring, preference_objective
 from rlflow.loops.state import LoopState
-from rlflow.spec.jobs import KtoJob, PreferenceJob, RewardModelJob
+from rlflow.spec.jobs import PreferenceJob, RewardModelJob
 
 
 async def run_preference_job(job: PreferenceJob, context: JobContext) -> None:
     """Train to the end, or from the latest checkpoint to the end."""
-    rows, held_out_rows = load_rows(job, context.run)
     model = prepare_model(job, context.run)
-    tokenize = tokenize_labelled if isinstance(job, KtoJob) else tokenize_pairs
-    train, held_out = (tokenize(part, model.tokenizer, job.data, cache_dir(context.run)) for part in (rows, held_out_rows))
+    train, held_out = (prepare_rows(rows, model.tokenizer, job, context.run) for rows in context.rows)
     setup = LearnerSetup(
         model_path=model.path,
         tokenizer_path=model.tokenizer_path,
@@ -42,15 +39,16 @@ async def run_preference_job(job: PreferenceJob, context: JobContext) -> None:
     devices = sft_devices(job, context.machine.device)
     placement = Placement(job.run.name, devices)
 
-    async def run_once() -> None:
+    async def start() -> LearnerGroup:
         learner = LearnerGroup(placement, devices, setup)
         await context.journal.timed("learner", learner.build)()
         for file, examples in enumerate((train, held_out)):  # before a checkpoint replaces the starting weights
             if setup.references and len(examples) and not Path(setup.references[file]).exists():
                 await learner.store_reference(plan_scoring(examples.lengths, job.learner), file)
-        checkpoints = Checkpoints(context.run, learner, job.run)
-        stored = await checkpoints.restore()
-        await PreferenceLoop(
+        return learner
+
+    def loop_of(learner: LearnerGroup, checkpoints: Checkpoints, state: LoopState) -> PreferenceLoop:
+        return PreferenceLoop(
             spec=job,
             total_steps=total_steps(job, len(train) // 2),
             learner=learner,
@@ -60,14 +58,10 @@ async def run_preference_job(job: PreferenceJob, context: JobContext) -> None:
             order=RowOrder(len(train) // 2, job.data.seed, job.data.shuffle),
             checkpoints=checkpoints,
             journal=context.journal,
-            state=LoopState.from_dict(stored) if stored else LoopState(),
-        ).run()
-        await learner.close()
+            state=state,
+        )
 
-    try:
-        await with_learner_restarts(run_once, job.run.max_restarts, context.journal)
-    finally:
-        await close_run(placement)
+    await run_loop(job, context, start, loop_of, lambda: close_run(placement))
 
 
 def _reference_path(examples: Any) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 from rlflow.actors.reward import PromptRow
 from rlflow.data.rows import Rows
 from rlflow.data.tokenized import PromptSet, tokenize_conversations, tokenize_prompts
+from rlflow.data.tokenized_preferences import tokenize_labelled, tokenize_pairs
 from rlflow.errors import DataError, SpecError
 from rlflow.loops.conversations import ConversationLengths
 from rlflow.observe.run_dir import RunDirectory
@@ -36,6 +37,22 @@ def prepare_model(job: Job, run: RunDirectory) -> PreparedModel:
     tokenizer_path = run.path / "tokenizer"
     tokenizer.save_pretrained(tokenizer_path)
     return PreparedModel(path, str(tokenizer_path), tokenizer)
+
+
+def find_tokenizer(job: Job) -> Any:
+    """The tokenizer that the job will use, before its model is written or loaded. Raises `UserError`."""
+    from rlflow.data.characters import build_character_tokenizer
+    from rlflow.data.chat import load_tokenizer, set_template
+
+    random = job.model.random
+    if random is None:
+        return load_tokenizer(model_path(job.model, Path(job.run.dir)), job.data)
+    if random.characters is None:
+        assert random.tokenizer is not None
+        return load_tokenizer(random.tokenizer, job.data)
+    tokenizer = build_character_tokenizer(random.characters)
+    set_template(tokenizer, "model.random", job.data)
+    return tokenizer
 
 
 def model_path(model: ModelSpec, runs: Path, field: str = "model") -> str:
@@ -154,9 +171,16 @@ class PromptRows:
         return PromptRow([dict(message) for message in prompt.messages], prompt.text, prompt.columns)
 
 
-def prepare_prompts(rows: Rows, tokenizer: Any, job: RolloutJob, run: RunDirectory) -> PromptRows:
-    """Tokenise prompts, or map what an earlier start of the run has tokenised."""
-    return PromptRows(tokenize_prompts(rows, tokenizer, job.data, cache_dir(run)))
+def prepare_rows(rows: Rows, tokenizer: Any, job: Job, run: RunDirectory) -> Any:
+    """Tokenise rows as the job's kind trains on them, or map what was tokenised before: prompts, conversations, pairs of them, or
+    labelled ones. Raises `DataError` for the first bad row.
+    """
+    if isinstance(job, RolloutJob):
+        return PromptRows(tokenize_prompts(rows, tokenizer, job.data, cache_dir(run)))
+    if not isinstance(job, PreferenceJob):
+        return prepare_conversations(rows, tokenizer, job, run)
+    tokenize = tokenize_labelled if isinstance(job, KtoJob) else tokenize_pairs
+    return tokenize(rows, tokenizer, job.data, cache_dir(run))
 
 
 def prepare_conversations(rows: Rows, tokenizer: Any, job: Job, run: RunDirectory) -> Any:

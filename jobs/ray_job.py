@@ -27,17 +27,18 @@ def job_id() -> str:
 
 
 def check_run_dir(job: Job) -> None:
-    """Inside a Ray job the working directory is a private copy: runs need a place that lasts and that every node sees.
-
-    Raises `SpecError` if `run.dir` is relative, or if a file written here is not found by every node.
-    """
-    if not in_ray_job():
-        return
-    folder = Path(job.run.dir)
-    if not folder.is_absolute():
+    """Inside a Ray job the working directory is a private copy: runs need a place that lasts. Raises `SpecError`."""
+    if in_ray_job() and not Path(job.run.dir).is_absolute():
         raise SpecError(
             f"run.dir: {job.run.dir} is relative, but a Ray job's working directory is a private copy; give an absolute path"
         )
+
+
+def check_run_dir_is_shared(job: Job) -> None:
+    """Inside a Ray job, every node must see the runs. Raises `SpecError` if one does not find a file that is written here."""
+    if not in_ray_job():
+        return
+    folder = Path(job.run.dir)
     folder.mkdir(parents=True, exist_ok=True)
     probe = folder / f".probe-{uuid.uuid4().hex}"
     probe.write_text("")

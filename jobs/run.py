@@ -15,8 +15,9 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from rlflow.cluster.session import choose_device, connect, dashboard_url
+from rlflow.data.rows import Rows
 from rlflow.errors import RlflowError, SpecError, UserError
-from rlflow.jobs.checks import check_jobs, check_specs, machine_devices
+from rlflow.jobs.checks import check_jobs, check_specs, machine_devices, read_rows
 from rlflow.jobs.context import JobContext, Machine
 from rlflow.jobs.kinds import KINDS
 from rlflow.jobs.plan import plan_job
@@ -53,24 +54,36 @@ def run_jobs(jobs: Sequence[tuple[str, Job]]) -> int:
     console = Console(highlight=False)
     _log_to(console)
     check_specs([job for _, job in jobs])
-    machine = _machine(jobs)
-    check_jobs([job for _, job in jobs], machine)
-    summaries = [_run_job(text, job, machine, console) for text, job in jobs]
-    print_summary([summary for summary in summaries if isinstance(summary, RunSummary)], console)
-    print_answers([summary for summary in summaries if isinstance(summary, AnswersSummary)], console)
+    unfinished = [(text, job) for text, job in jobs if not _is_finished(_directory(job), job)]
+    seconds = _run_unfinished(unfinished, console) if unfinished else {}
+    runs = [(_directory(job), job) for _, job in jobs]
+    trained = [_summary(run, job, seconds.get(job.run.name, 0.0)) for run, job in runs if isinstance(job, TrainingJob)]
+    print_summary(trained, console)
+    answered = [(job.run.name, run.read_result() or {}, output_path(job)) for run, job in runs if isinstance(job, InferJob)]
+    print_answers([AnswersSummary(*summary) for summary in answered], console)
     return EXIT_DONE
 
 
-def _run_job(text: str, job: Job, machine: Machine, console: Console) -> RunSummary | AnswersSummary:
-    run = RunDirectory(Path(job.run.dir) / job.run.name)
-    begin = time.time()
+def _run_unfinished(texts: Sequence[tuple[str, Job]], console: Console) -> dict[str, float]:
+    """Run jobs one after the other; the seconds that each run took."""
+    jobs = [job for _, job in texts]
+    rows = read_rows(jobs)
+    machine = _machine(jobs)
+    check_jobs(jobs, machine)
+    return {job.run.name: _run_job(text, job, own, machine, console) for (text, job), own in zip(texts, rows, strict=True)}
+
+
+def _run_job(text: str, job: Job, rows: tuple[Rows, ...], machine: Machine, console: Console) -> float:
+    run, begin = _directory(job), time.time()
     with run.lock():
-        if not _is_finished(run, job):
+        if not _is_finished(run, job):  # another process may have run it meanwhile
             _open_run(run, text, job)
-            _train(run, plan_job(job, machine_devices(machine)).job, machine, console)
-    if isinstance(job, InferJob):
-        return AnswersSummary(job.run.name, run.read_result() or {}, output_path(job))
-    return _summary(run, job, time.time() - begin)
+            _train(run, plan_job(job, machine_devices(machine)).job, rows, machine, console)
+    return time.time() - begin
+
+
+def _directory(job: Job) -> RunDirectory:
+    return RunDirectory(Path(job.run.dir) / job.run.name)
 
 
 def _is_finished(run: RunDirectory, job: Job) -> bool:
@@ -87,12 +100,12 @@ def _open_run(run: RunDirectory, text: str, job: Job) -> None:
     run.write_status("starting", ray_job_id=job_id())
 
 
-def _train(run: RunDirectory, job: Job, machine: Machine, console: Console) -> None:
+def _train(run: RunDirectory, job: Job, rows: tuple[Rows, ...], machine: Machine, console: Console) -> None:
     """Run the job and write its status, whatever happens."""
     sinks = Sinks([JsonlSink(run), TensorBoardSink(run.path / "tensorboard"), RayMetricsSink(job.run.name, job.kind)])
     try:
         with Progress(job.run.name, job.kind, console) as progress:
-            context = JobContext(run, Journal(run, sinks, progress), machine, os.getcwd())
+            context = JobContext(run, rows, Journal(run, sinks, progress), machine, os.getcwd())
             asyncio.run(_until_stopped(job, context))
         if isinstance(job, TrainingJob):
             latest = run.latest_checkpoint()
@@ -129,12 +142,12 @@ def _write_stopped(run: RunDirectory) -> None:
     run.write_status("stopped", message="stopped by a signal; the same command goes on from where it was")
 
 
-def _machine(jobs: Sequence[tuple[str, Job]]) -> Machine:
+def _machine(jobs: Sequence[Job]) -> Machine:
     resources = connect()
     url = dashboard_url()
     if url:
         logger.info(f"Ray dashboard: {url}")
-    devices = {choose_device(job.run.device, resources) for _, job in jobs}
+    devices = {choose_device(job.run.device, resources) for job in jobs}
     if len(devices) > 1:
         raise SpecError("run.device: specs that run together must use the same kind of device")
     return Machine(devices.pop(), int(resources.get("CPU", 1)), int(resources.get("GPU", 0)))

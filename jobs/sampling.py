@@ -22,11 +22,10 @@ from rlflow.cluster.sampler import Sampler
 from rlflow.cluster.verification import PROBE_PROMPTS, EngineVerification
 from rlflow.cluster.weight_sync import WeightSync
 from rlflow.data.order import RowOrder
-from rlflow.data.rows import Rows
 from rlflow.jobs.context import JobContext, Machine
 from rlflow.jobs.length import total_steps
-from rlflow.jobs.prepare import PreparedModel, PromptRows, load_rows, prepare_model, prepare_prompts
-from rlflow.jobs.recovery import with_learner_restarts
+from rlflow.jobs.prepare import PreparedModel, PromptRows, prepare_model, prepare_rows
+from rlflow.jobs.recovery import run_loop
 from rlflow.jobs.rewards import find_reward_models, score_on_devices
 from rlflow.loops.sampling import SamplingLoop, token_mean_settings
 from rlflow.loops.state import LoopState
@@ -47,13 +46,11 @@ class Parts:
     """Fields of the loop that others lack."""
 
 
-async def run_sampling_job(job: RolloutJob, context: JobContext, parts_of: Callable[[PreparedModel, Rows], Parts]) -> None:
+async def run_sampling_job(job: RolloutJob, context: JobContext, parts_of: Callable[[PreparedModel], Parts]) -> None:
     """Train to the end, or from the latest checkpoint to the end."""
-    rows, held_out_rows = load_rows(job, context.run)
     model = prepare_model(job, context.run)
-    prompts = prepare_prompts(rows, model.tokenizer, job, context.run)
-    held_out = prepare_prompts(held_out_rows, model.tokenizer, job, context.run)
-    parts = parts_of(model, rows)
+    prompts, held_out = (prepare_rows(rows, model.tokenizer, job, context.run) for rows in context.rows)
+    parts = parts_of(model)
     devices = sampling_devices(job, context.machine.device)
     placement = Placement(job.run.name, devices)
     rewards = RewardGroup(placement, devices, _reward_setup(job, model, context), max_restarts=job.run.max_restarts)
@@ -61,17 +58,18 @@ async def run_sampling_job(job: RolloutJob, context: JobContext, parts_of: Calla
     setup = _learner_setup(job, model, context.machine, parts)
     weights = WeightSync(rollouts, last_version=_last_version(context))
 
-    async def run_once() -> None:
+    async def start() -> LearnerGroup:
         learner = LearnerGroup(placement, devices, setup, can_offload=_takes_turns(job, context.machine))
         if rewards.holds_devices:  # before the engine looks for what is free
             await rewards.ready()
         await _start(learner, rollouts, context)
         await rewards.ready()
-        checkpoints = Checkpoints(context.run, learner, job.run)
-        stored = await checkpoints.restore()
+        return learner
+
+    def loop_of(learner: LearnerGroup, checkpoints: Checkpoints, state: LoopState) -> SamplingLoop:
         hand_over = _hand_over(job, learner, rollouts, weights, prompts)
         sampler = Sampler(rollouts, rewards, groups_in_flight=_groups_in_flight(job), deterministic=job.run.deterministic)
-        await parts.loop(
+        return parts.loop(
             spec=job,
             total_steps=total_steps(job, len(prompts)),
             learner=learner,
@@ -82,15 +80,11 @@ async def run_sampling_job(job: RolloutJob, context: JobContext, parts_of: Calla
             order=RowOrder(len(prompts), job.data.seed, job.data.shuffle),
             checkpoints=checkpoints,
             journal=context.journal,
-            state=LoopState.from_dict(stored) if stored else LoopState(),
+            state=state,
             **parts.of_loop,
-        ).run()
-        await learner.close()
+        )
 
-    try:
-        await with_learner_restarts(run_once, job.run.max_restarts, context.journal)
-    finally:
-        await close_run(placement, rollouts.close(), rewards.close())
+    await run_loop(job, context, start, loop_of, lambda: close_run(placement, rollouts.close(), rewards.close()))
 
 
 def sampling_devices(job: RolloutJob, device: Literal["gpu", "cpu"]) -> DevicePlan:

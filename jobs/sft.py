@@ -11,8 +11,8 @@ from rlflow.cluster.placement import Placement
 from rlflow.data.order import RowOrder
 from rlflow.jobs.context import JobContext
 from rlflow.jobs.length import total_steps
-from rlflow.jobs.prepare import conversation_lengths, load_rows, prepare_conversations, prepare_model
-from rlflow.jobs.recovery import with_learner_restarts
+from rlflow.jobs.prepare import conversation_lengths, prepare_model, prepare_rows
+from rlflow.jobs.recovery import run_loop
 from rlflow.loops.sft import SftLoop
 from rlflow.loops.state import LoopState
 from rlflow.spec.jobs import SftJob, TrainingJob
@@ -20,10 +20,8 @@ from rlflow.spec.jobs import SftJob, TrainingJob
 
 async def run_sft_job(job: SftJob, context: JobContext) -> None:
     """Train to the end, or from the latest checkpoint to the end."""
-    rows, held_out_rows = load_rows(job, context.run)
     model = prepare_model(job, context.run)
-    train = prepare_conversations(rows, model.tokenizer, job, context.run)
-    held_out = prepare_conversations(held_out_rows, model.tokenizer, job, context.run)
+    train, held_out = (prepare_rows(rows, model.tokenizer, job, context.run) for rows in context.rows)
     setup = LearnerSetup(
         model_path=model.path,
         tokenizer_path=model.tokenizer_path,
@@ -38,12 +36,13 @@ async def run_sft_job(job: SftJob, context: JobContext) -> None:
     devices = sft_devices(job, context.machine.device)
     placement = Placement(job.run.name, devices)
 
-    async def run_once() -> None:
+    async def start() -> LearnerGroup:
         learner = LearnerGroup(placement, devices, setup)
         await context.journal.timed("learner", learner.build)()
-        checkpoints = Checkpoints(context.run, learner, job.run)
-        stored = await checkpoints.restore()
-        await SftLoop(
+        return learner
+
+    def loop_of(learner: LearnerGroup, checkpoints: Checkpoints, state: LoopState) -> SftLoop:
+        return SftLoop(
             spec=job,
             total_steps=total_steps(job, len(train)),
             learner=learner,
@@ -52,14 +51,10 @@ async def run_sft_job(job: SftJob, context: JobContext) -> None:
             order=RowOrder(len(train), job.data.seed, job.data.shuffle),
             checkpoints=checkpoints,
             journal=context.journal,
-            state=LoopState.from_dict(stored) if stored else LoopState(),
-        ).run()
-        await learner.close()
+            state=state,
+        )
 
-    try:
-        await with_learner_restarts(run_once, job.run.max_restarts, context.journal)
-    finally:
-        await close_run(placement)
+    await run_loop(job, context, start, loop_of, lambda: close_run(placement))
 
 
 def sft_devices(job: TrainingJob, device: Literal["gpu", "cpu"]) -> DevicePlan:

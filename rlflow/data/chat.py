@@ -30,6 +30,12 @@ def load_tokenizer(path: str, spec: DataSpec | None = None) -> "PreTrainedTokeni
         raise DataError(f"model: cannot load the tokenizer of {path}: {reason}") from None
     if not tokenizer.is_fast:
         raise DataError(f"model: the tokenizer of {path} has no fast version, so loss cannot be mapped to its tokens")
+    set_template(tokenizer, path, spec)
+    return tokenizer
+
+
+def set_template(tokenizer: "PreTrainedTokenizerBase", path: str, spec: DataSpec | None) -> None:
+    """Give the tokenizer the template of `data.chat_template`. Raises `DataError` if it then has none."""
     if spec is not None and spec.chat_template is not None:
         tokenizer.chat_template = read_template(spec.chat_template)
     if not tokenizer.chat_template:
@@ -37,7 +43,6 @@ def load_tokenizer(path: str, spec: DataSpec | None = None) -> "PreTrainedTokeni
         raise DataError(
             f"model: the tokenizer of {path} has no chat template; set data.chat_template to {names} or to a .jinja file"
         )
-    return tokenizer
 
 
 def list_templates() -> list[str]:

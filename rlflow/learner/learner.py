@@ -1,6 +1,5 @@
 """One rank of a learner group."""
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,6 +15,7 @@ from rlflow.algorithms.batch_plan import MicroBatch, StepPlan
 from rlflow.algorithms.losses import Means
 from rlflow.algorithms.policy_terms import entropy_threshold
 from rlflow.errors import LearnerError
+from rlflow.learner.checkpoints import CheckpointFiles, Layout
 from rlflow.learner.deepspeed_config import deepspeed_config
 from rlflow.learner.export import BUCKET_BYTES, WeightExporter
 from rlflow.learner.load_model import load_causal_lm, load_value_model
@@ -38,8 +38,6 @@ Scores = dict[int, Tensor]
 """Sequence -> one value for each of its trained tokens, float32 [n] (what a teacher says of them: [n, ...])."""
 Role = Literal["policy", "value", "teacher"]
 """A causal language model; one with a scalar head, a critic or a reward model; or a frozen one, without optimiser."""
-_LAYOUT_FILE = "layout.json"
-"""Beside DeepSpeed's files: what they are partitioned by."""
 
 
 class Learner:
@@ -270,40 +268,19 @@ class Learner:
 
     def save(self, directory: Path, client_state: dict[str, Any]) -> None:
         """Write this rank's part of the training state (weights, optimiser, random state)."""
-        own = {"torch_rng": torch.get_rng_state(), "client_state_names": list(client_state)}
-        state = {**client_state, **own}
-        self._engine.save_checkpoint(str(directory), tag="learner", client_state=state)
-        if isinstance(self._reference, SwappedReference):
-            self._reference.save(directory / self._reference_file)
-        if self._info.rank == 0:
-            (directory / _LAYOUT_FILE).write_text(json.dumps(self._layout()))
+        self._files.save(directory, client_state)
 
     def load(self, directory: Path) -> dict[str, Any]:
         """Restore what `save` wrote, and return its client state.
 
         Raises `LearnerError` for another number of ranks or another ZeRO stage: the state is partitioned by both.
         """
-        saved, present = json.loads((directory / _LAYOUT_FILE).read_text()), self._layout()
-        if saved != present:
-            raise LearnerError(
-                f"{directory} was saved with {_describe(saved)}, but this run has {_describe(present)}: "
-                "set learner.num_ranks, learner.zero_stage and learner.expert_parallel as they were"
-            )
-        loaded, state = self._engine.load_checkpoint(str(directory), tag="learner")
-        if loaded is None:
-            raise LearnerError(f"{directory}: no learner state could be read")
-        if isinstance(self._reference, SwappedReference):
-            self._reference.load(directory / self._reference_file)
-        torch.set_rng_state(state["torch_rng"])
-        return {name: state[name] for name in state["client_state_names"]}
+        return self._files.load(directory)
 
     @property
-    def _reference_file(self) -> str:
-        return f"reference-{self._info.rank}.pt"
-
-    def _layout(self) -> dict[str, int]:
-        experts = {"expert_parallel": self._spec.expert_parallel} if self._spec.expert_parallel > 1 else {}
-        return {"num_ranks": self._info.world_size, "zero_stage": self._zero_stage, **experts}
+    def _files(self) -> CheckpointFiles:
+        layout = Layout(self._info.world_size, self._zero_stage, self._spec.expert_parallel)
+        return CheckpointFiles(self._engine, self._reference, layout, self._info.rank)
 
     def save_model(self, directory: Path, tokenizer: Any) -> None:
         """Write the weights as a transformers model directory."""
@@ -319,11 +296,6 @@ class Learner:
         """Free the engine and leave the process group."""
         self.release()
         leave_process_group()
-
-
-def _describe(layout: dict[str, int]) -> str:
-    spread = f" and experts spread over {layout['expert_parallel']}" if "expert_parallel" in layout else ""
-    return f"{layout['num_ranks']} learner ranks at ZeRO stage {layout['zero_stage']}{spread}"
 
 
 def _build_model(

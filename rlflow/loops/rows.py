@@ -1,5 +1,6 @@
 """Training on tokenised rows with the learner alone: the loop that all such kinds share."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from rlflow.observe.journal import Journal
 
 
 @dataclass(slots=True)
-class RowLoop:
+class RowLoop(ABC):
     """The parts of a run; a kind says how it trains on rows and what it measures on held-out ones."""
 
     spec: Any
@@ -24,22 +25,22 @@ class RowLoop:
     journal: Journal
     state: LoopState
 
+    @abstractmethod
     async def train_rows(self, rows: Sequence[int], rate: float) -> dict[str, float]:
         """One optimiser step on these rows; its metrics."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def measure(self, rows: Sequence[int]) -> dict[str, float]:
         """Metrics of held-out rows."""
-        raise NotImplementedError
 
+    @abstractmethod
     def count_tokens(self, rows: Sequence[int]) -> int:
         """Tokens of training rows."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def num_held_out(self) -> int:
         """Number of held-out rows."""
-        raise NotImplementedError
 
     async def run(self) -> None:
         """Train to the last step."""

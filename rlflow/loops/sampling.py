@@ -1,5 +1,6 @@
 """What every loop that samples has in common: turns on the devices, evaluation, logs and checkpoints."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -34,7 +35,7 @@ class StepResult:
 
 
 @dataclass(slots=True)
-class SamplingLoop:
+class SamplingLoop(ABC):
     """The parts of a run that samples. A kind says what a step is."""
 
     spec: Any
@@ -49,9 +50,9 @@ class SamplingLoop:
     journal: Journal
     state: LoopState
 
+    @abstractmethod
     async def take_step(self, step: int, rows: list[int], clock: StepClock) -> StepResult:
         """One step of the algorithm on these rows."""
-        raise NotImplementedError
 
     async def run(self) -> None:
         """Train to the last step."""
@@ -73,7 +74,7 @@ class SamplingLoop:
             await self._finish_step(clock, result, version)
         self.journal.ended(stop_reason(self.state, stopping))
 
-    def warn(self) -> None:
+    def warn(self) -> None:  # noqa: B027  (a kind may have nothing to say)
         """Say once what the spec's author may not expect."""
 
     async def sample(self, step: int, rows: list[int], clock: StepClock, first_slot: int = 0) -> Any:

@@ -130,11 +130,6 @@ class GrpoSpec(Spec):
         return "grpo" if self.loss_type == "sapo" else self.loss_type
 
     @property
-    def is_on_policy(self) -> bool:
-        """Whether each batch is used for exactly one optimiser step, so that the ratio is 1."""
-        return self.optimizer_steps_per_batch == 1 and self.epochs_per_batch == 1
-
-    @property
     def clip_range(self) -> tuple[float, float]:
         """Bounds of the unclipped ratio."""
         high = self.epsilon_low if self.epsilon_high is None else self.epsilon_high

@@ -1,5 +1,6 @@
 """Job specs: one class a `kind`."""
 
+from abc import abstractmethod
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
@@ -81,9 +82,9 @@ class TrainingJob(Job):
                 yield f"run.{name}: needs held-out rows; set data.held_out, or held_out of a source"
 
     @property
+    @abstractmethod
     def rows_per_step(self) -> int:
         """Rows of the data set that a step takes."""
-        raise NotImplementedError
 
     @property
     def num_learners(self) -> int:

@@ -1,5 +1,19 @@
-"""Fixtures that several modules share: one Ray head for all of them."""
+"""Fixtures that several modules share: one Ray head and one set of learner ranks for all of them."""
 
+from collections.abc import Iterator
+
+import pytest
+
+from tests.integration.engines import RankGroup
 from tests.integration.ray_head import ray_head
 
-__all__ = ["ray_head"]
+__all__ = ["groups", "ray_head"]
+
+
+@pytest.fixture(scope="session")
+def groups() -> Iterator[dict[int, RankGroup]]:
+    """Learner ranks by the size of their group."""
+    groups = {1: RankGroup(1), 2: RankGroup(2)}
+    yield groups
+    for group in groups.values():
+        group.stop()

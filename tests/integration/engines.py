@@ -8,7 +8,7 @@ import signal
 import socket
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -153,11 +153,13 @@ def rollout_engine(model: str, spec: Any, *, max_model_tokens: int) -> Iterator[
     worker = Worker(_open_engine, model, spec, max_model_tokens)
     try:
         worker.receive(START_TIMEOUT_S)
-        processes, shared = process_group(worker.pid), _shared_memory_of(worker.pid)
+        processes = process_group(worker.pid)
+        shared = shared_memory_of(processes)
         yield worker
-        processes, shared = processes | process_group(worker.pid), shared | _shared_memory_of(worker.pid)
+        processes |= process_group(worker.pid)
+        shared |= shared_memory_of(processes)
         worker.close()
-        left = _wait_for_ends(processes)
+        left = wait_for_ends(processes)
         assert not left, f"processes {left} outlived their engine"
         assert not [path for path in shared if path.exists()], "shared memory outlived its engine"
     finally:
@@ -219,7 +221,7 @@ def _free_port() -> int:
         return held.getsockname()[1]
 
 
-def _wait_for_ends(pids: set[int]) -> list[int]:
+def wait_for_ends(pids: set[int]) -> list[int]:
     """Those that still exist after a while: children of a killed process are reaped by others."""
     deadline = time.monotonic() + _REAP_TIMEOUT_S
     while (left := [pid for pid in pids if Path(f"/proc/{pid}").exists()]) and time.monotonic() < deadline:
@@ -238,10 +240,10 @@ def _group_of(pid: int) -> int | None:
         return None
 
 
-def _shared_memory_of(leader: int) -> set[Path]:
-    """Files in /dev/shm that the processes of a process group have mapped."""
+def shared_memory_of(pids: Iterable[int]) -> set[Path]:
+    """Files in /dev/shm that the processes have mapped."""
     paths = set()
-    for pid in process_group(leader):
+    for pid in pids:
         for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
             path = line.split(maxsplit=5)[-1]
             if path.startswith("/dev/shm/") and not path.endswith("(deleted)"):

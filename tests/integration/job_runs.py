@@ -105,7 +105,7 @@ def start(folder: Path, *arguments: str, env=None) -> subprocess.Popen:
     )
 
 
-def run(folder: Path, *arguments: str, env=None, timeout_s: float = 240) -> subprocess.CompletedProcess:
+def run(folder: Path, *arguments: str, env=None, timeout_s: float = 500) -> subprocess.CompletedProcess:
     process = start(folder, *arguments, env=env)
     try:
         out, err = process.communicate(timeout=timeout_s)
@@ -120,7 +120,7 @@ def metrics(run_dir: Path) -> list[dict]:
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
-def wait_for_step(run_dir: Path, step: int, process: subprocess.Popen, timeout_s: float = 180) -> None:
+def wait_for_step(run_dir: Path, step: int, process: subprocess.Popen, timeout_s: float = 240) -> None:
     deadline = time.monotonic() + timeout_s
     while not any(row["step"] >= step for row in metrics(run_dir)):
         assert process.poll() is None, f"the job ended early: {process.communicate()}"

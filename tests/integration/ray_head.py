@@ -18,12 +18,16 @@ import pytest
 
 @dataclass(frozen=True)
 class RayHead:
-    """A running head. `env` is the whole environment for a process that talks to it."""
+    """A running head. `env` is the whole environment for a process that talks to it, and `driver_env` for a job's driver."""
 
     address: str
     gcs_address: str
     env: dict[str, str]
     temp_dir: Path
+
+    @property
+    def driver_env(self) -> dict[str, str]:
+        return {**self.env, "RAY_ADDRESS": self.gcs_address}
 
 
 @pytest.fixture(scope="session")
@@ -60,6 +64,7 @@ def _described(temp_dir: Path) -> RayHead:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token_path),
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_metrics_report_interval_ms": "1000",
         "PATH": f"{Path(sys.executable).parent}:{env['PATH']}",
     }
     return RayHead(f"http://127.0.0.1:{dashboard_port}", f"127.0.0.1:{gcs_port}", env, temp_dir)

@@ -1,6 +1,5 @@
 """A student trains towards its teacher like plain PyTorch, however the batch is cut up, and whoever holds the device."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,7 +13,7 @@ from rlflow.learner.distillation import distill
 from rlflow.learner.roles import Roles
 from rlflow.spec.learner import LearnerSpec, OptimizerSpec
 from rlflow.spec.model import ModelSpec
-from tests.integration.engines import RankGroup, save_tiny_model
+from tests.integration.engines import save_tiny_model
 from tests.integration.learner_rank import Rank
 from tests.integration.plain_training import TEMPERATURE, load_plain, plain_logits
 from tests.integration.stored_batch import StoredBatch, stored_batch
@@ -62,14 +61,6 @@ def models(tmp_path_factory) -> tuple[str, str]:
     folder = tmp_path_factory.mktemp("models")
     student = save_tiny_model(folder / "student", tied=True, vocabulary=VOCABULARY)
     return student, save_tiny_model(folder / "teacher", tied=False, vocabulary=TEACHER_ROWS)
-
-
-@pytest.fixture(scope="module")
-def groups() -> Iterator[dict[int, RankGroup]]:
-    groups = {1: RankGroup(1), 2: RankGroup(2)}
-    yield groups
-    for group in groups.values():
-        group.stop()
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Learner ranks train exactly like plain PyTorch, however the batch is cut up."""
 
-from collections.abc import Iterator
+import re
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from rlflow.algorithms.losses import PolicyLoss
+from rlflow.errors import LearnerError
 from rlflow.learner.sequences import TrainSequence
 from rlflow.spec.learner import LearnerSpec, OptimizerSpec
 from rlflow.spec.model import ModelSpec
-from tests.integration.engines import RankGroup, RemoteError, save_tiny_model
+from tests.integration.engines import RankGroup, save_tiny_model
 from tests.integration.learner_rank import Rank
 from tests.integration.plain_training import (
     CLIP,
@@ -99,14 +100,6 @@ def models(tmp_path_factory) -> Models:
         save_tiny_model(folder / "untied", tied=False),
         save_tiny_model(folder / "experts", tied=False, experts=4),
     )
-
-
-@pytest.fixture(scope="module")
-def groups() -> Iterator[dict[int, RankGroup]]:
-    groups = {1: RankGroup(1), 2: RankGroup(2)}
-    yield groups
-    for group in groups.values():
-        group.stop()
 
 
 @pytest.fixture(scope="module")
@@ -269,45 +262,33 @@ def test_policy_comes_back_when_scoring_fails(models, groups, ranks, stage):
 
 
 @pytest.mark.parametrize(("ranks", "stage"), [(2, 3), (1, 2)])
-def test_a_refreshed_reference_survives_a_checkpoint(models, groups, tmp_path, ranks, stage):
-    case = Case(models.untied, ranks, zero_stage=stage)
-    saved = groups[ranks].run(step_refresh_save, case, tmp_path)
-    groups[ranks].stop()
-    loaded = groups[ranks].run(load_and_score, case, tmp_path)
-    for (policy, reference), (policy_again, reference_again) in zip(saved, loaded, strict=True):
-        assert not _equal(policy, reference)
-        assert _equal(policy_again, policy)
-        assert _equal(reference_again, reference), "the reference is the policy of the refresh, bit for bit"
-
-
-@pytest.mark.parametrize(("ranks", "stage"), [(2, 3), (1, 2)])
 def test_a_checkpoint_continues_as_if_nothing_happened(models, groups, tmp_path, ranks, stage):
+    """In new processes; the reference of the checkpoint is the policy after the first step, not the model at the start."""
     case = Case(models.untied, ranks, zero_stage=stage)
-    metrics, draws, weights = groups[ranks].run(step_save_step, case, tmp_path)[0]
+    saved = groups[ranks].run(step_save_step, case, tmp_path)
     groups[ranks].stop()
-    state, metrics_after, draws_after, weights_after = groups[ranks].run(load_step, case, tmp_path)[0]
-    assert state == {"step": 1, "cursor": [3, 4]}
-    assert metrics_after == metrics
-    assert draws_after == draws
-    for name, weight in weights.items():
-        np.testing.assert_array_equal(weights_after[name], weight, err_msg=name)
+    for before, after in zip(saved, groups[ranks].run(load_step, case, tmp_path), strict=True):
+        assert after.state == {"step": 2, "cursor": [3, 4]}
+        assert after.metrics == before.metrics
+        assert after.draws == before.draws
+        assert _equal(after.weights, before.weights)
+        assert _equal(after.policy, before.policy) and not _equal(before.policy, before.reference)
+        assert _equal(after.reference, before.reference), "the reference is the policy of the refresh, bit for bit"
 
 
 def test_a_checkpoint_of_other_ranks_or_another_stage_is_refused(models, groups, tmp_path):
     groups[1].run(step_save_step, Case(models.tied), tmp_path)
-    with pytest.raises(RemoteError) as caught:
-        groups[2].run(load_step, Case(models.tied, ranks=2), tmp_path)
-    assert str(caught.value).splitlines()[-1] == (
-        f"rlflow.errors.LearnerError: {tmp_path} was saved with 1 learner ranks at ZeRO stage 3, but this run has "
+    assert groups[2].run(refusal, load_step, Case(models.tied, ranks=2), tmp_path)[1] == (
+        f"{tmp_path} was saved with 1 learner ranks at ZeRO stage 3, but this run has "
         "2 learner ranks at ZeRO stage 3: set learner.num_ranks, learner.zero_stage and learner.expert_parallel as they were"
     )
-    with pytest.raises(RemoteError, match=r"LearnerError: .* has 1 learner ranks at ZeRO stage 2"):
-        groups[1].run(load_step, Case(models.tied, zero_stage=2), tmp_path)
+    message = groups[1].run(refusal, load_step, Case(models.tied, zero_stage=2), tmp_path)[0]
+    assert "has 1 learner ranks at ZeRO stage 2" in message
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run(models, groups):
-    with pytest.raises(RemoteError, match=r"LearnerError: the gradient norm is (nan|inf)"):
-        groups[1].run(train_on_nan, Case(models.tied))
+    (message,) = groups[1].run(refusal, train_on_nan, Case(models.tied))
+    assert re.match("the gradient norm is (nan|inf)", message)
 
 
 # ---- in the processes of the ranks
@@ -395,20 +376,21 @@ def fail_in_reference(rank: Rank, case: Case) -> bool:
     return _equal(before, rank.weights())
 
 
-def step_save_step(rank: Rank, case: Case, directory: Any) -> tuple[Any, ...]:
-    """Metrics of the second step, random numbers after it, weights at the end."""
-    learner = case.build(rank)
-    batch = case.batch
-    first, second = batch.plan.plan.steps
-    learner.train_step(first, batch.sequences, LOSS, learning_rate=LEARNING_RATE)
-    torch.rand(rank.info.rank + 1)
-    learner.save(directory, {"step": 1, "cursor": [3, 4]})
-    metrics = learner.train_step(second, batch.sequences, LOSS, learning_rate=LEARNING_RATE)
-    return metrics, torch.rand(3).tolist(), rank.weights()
+@dataclass(frozen=True)
+class Continued:
+    """A rank from a checkpoint on, for one step."""
+
+    state: Any
+    policy: dict[int, np.ndarray]
+    reference: dict[int, np.ndarray]
+    metrics: dict[str, float]
+    draws: list[float]
+    """Random numbers after the step."""
+    weights: dict[str, np.ndarray]
 
 
-def step_refresh_save(rank: Rank, case: Case, directory: Any) -> tuple[Any, ...]:
-    """A step, the refresh, another step: scores of policy and reference, which is the policy after the first step."""
+def step_save_step(rank: Rank, case: Case, directory: Any) -> Continued:
+    """A step, a refresh of the reference and another step; a checkpoint; then the first step's batch again."""
     learner = case.build(rank, keep_reference=True)
     batch = case.batch
     first, second = batch.plan.plan.steps
@@ -416,16 +398,24 @@ def step_refresh_save(rank: Rank, case: Case, directory: Any) -> tuple[Any, ...]
     middle = _scores(learner, case)
     learner.refresh_reference()
     learner.train_step(second, batch.sequences, LOSS, learning_rate=LEARNING_RATE)
-    learner.save(directory, {})
-    policy, reference = _scores(learner, case), _scores(learner, case, reference=True)
-    assert _equal(reference, middle)
-    return policy, reference
+    torch.rand(rank.info.rank + 1)
+    state = {"step": 2, "cursor": [3, 4]}
+    learner.save(directory, state)
+    assert _equal(_scores(learner, case, reference=True), middle)
+    return _continue(rank, case, state)
 
 
-def load_and_score(rank: Rank, case: Case, directory: Any) -> tuple[Any, ...]:
+def load_step(rank: Rank, case: Case, directory: Any) -> Continued:
+    """As `step_save_step` after its save."""
     learner = case.build(rank, keep_reference=True)
-    learner.load(directory)
-    return _scores(learner, case), _scores(learner, case, reference=True)
+    return _continue(rank, case, learner.load(directory))
+
+
+def _continue(rank: Rank, case: Case, state: Any) -> Continued:
+    learner, batch = rank.learner, case.batch
+    policy, reference = _scores(learner, case), _scores(learner, case, reference=True)
+    metrics = learner.train_step(batch.plan.plan.steps[0], batch.sequences, LOSS, learning_rate=LEARNING_RATE)
+    return Continued(state, policy, reference, metrics, torch.rand(3).tolist(), rank.weights())
 
 
 def _scores(learner: Any, case: Case, **options: Any) -> dict[int, np.ndarray]:
@@ -433,13 +423,11 @@ def _scores(learner: Any, case: Case, **options: Any) -> dict[int, np.ndarray]:
     return {number: values.numpy() for number, values in scores.items()}
 
 
-def load_step(rank: Rank, case: Case, directory: Any) -> tuple[Any, ...]:
-    """The stored state, then as `step_save_step` after its save."""
-    learner = case.build(rank)
-    state = learner.load(directory)
-    batch = case.batch
-    metrics = learner.train_step(batch.plan.plan.steps[1], batch.sequences, LOSS, learning_rate=LEARNING_RATE)
-    return state, metrics, torch.rand(3).tolist(), rank.weights()
+def refusal(rank: Rank, function: Any, *arguments: Any) -> str:
+    """The message of the function's `LearnerError`; the rank lives on."""
+    with pytest.raises(LearnerError) as caught:
+        function(rank, *arguments)
+    return str(caught.value)
 
 
 def train_on_nan(rank: Rank, case: Case) -> None:

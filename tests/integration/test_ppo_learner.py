@@ -1,6 +1,5 @@
 """Critic and policy of PPO train like plain PyTorch, however the batch is cut up, and whoever holds the device."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -14,7 +13,7 @@ from rlflow.learner.roles import Roles
 from rlflow.spec.algorithm import PpoSpec
 from rlflow.spec.learner import LearnerSpec, OptimizerSpec
 from rlflow.spec.model import ModelSpec
-from tests.integration.engines import RankGroup, save_tiny_model
+from tests.integration.engines import save_tiny_model
 from tests.integration.learner_rank import Rank
 from tests.integration.plain_training import TEMPERATURE, load_plain, plain_logprobs
 from tests.integration.stored_batch import StoredBatch, stored_batch
@@ -65,14 +64,6 @@ class Case:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> str:
     return save_tiny_model(tmp_path_factory.mktemp("model") / "tied", tied=True)
-
-
-@pytest.fixture(scope="module")
-def groups() -> Iterator[dict[int, RankGroup]]:
-    groups = {1: RankGroup(1), 2: RankGroup(2)}
-    yield groups
-    for group in groups.values():
-        group.stop()
 
 
 @pytest.fixture(scope="module")

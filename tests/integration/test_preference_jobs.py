@@ -11,6 +11,7 @@ from tests.integration.job_runs import grpo_spec, metrics, run, write_job
 
 pytestmark = pytest.mark.integration
 ROOT = Path(rlflow.__file__).parents[1]
+STORED_STEPS = 8
 PAIR_METRICS = {"loss", "preference_accuracy", "reward_margin_mean", "rewards_chosen_mean", "rewards_rejected_mean"}
 
 
@@ -20,28 +21,32 @@ def ready_spec(kind, **changes):
     return {**spec, **changes}
 
 
-def train(folder, spec):
-    result = run(folder, write_job(folder, spec))
+def stored_spec(kind):
+    spec = ready_spec(kind, run={"name": f"stored_{kind}"}, steps=STORED_STEPS)
+    spec[kind]["reference"] = "stored"
+    return spec
+
+
+def train(folder, head, *specs):
+    result = run(folder, *(write_job(folder, spec) for spec in specs), env=head.driver_env)
     assert result.returncode == 0, result.stdout + result.stderr
-    return metrics(folder / "runs" / spec["run"]["name"])
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """Each ready spec, run when it is first asked for."""
-    folder, known = tmp_path_factory.mktemp("ready"), {}
+def folder(tmp_path_factory, ray_head):
+    """Each ready spec, and some steps of two with a stored reference."""
+    folder = tmp_path_factory.mktemp("ready")
+    train(folder, ray_head, *map(ready_spec, ("dpo", "kto", "rm")), *map(stored_spec, ("dpo", "kto")))
+    return folder
 
-    def look_up(kind):
-        if kind not in known:
-            known[kind] = train(folder, ready_spec(kind))
-        return known[kind], folder / "runs" / f"preference_{kind}"
 
-    return look_up
+def rows_of(folder, name):
+    return metrics(folder / "runs" / name)
 
 
 @pytest.mark.parametrize("kind", ["dpo", "kto", "rm"])
-def test_a_ready_spec_learns_the_preference(runs, kind):
-    rows, _ = runs(kind)
+def test_a_ready_spec_learns_the_preference(folder, kind):
+    rows = rows_of(folder, f"preference_{kind}")
     first, last = rows[0], rows[-1]
     assert {name.removeprefix("eval_") for name in first} >= PAIR_METRICS
     assert first["step"] == 0 and first["eval_preference_accuracy"] < 0.9
@@ -52,16 +57,16 @@ def test_a_ready_spec_learns_the_preference(runs, kind):
     assert ("kto_kl" in last) == (kind == "kto")
 
 
-def test_at_the_start_policy_and_reference_are_the_same(runs):
-    start = runs("dpo")[0][0]
+def test_at_the_start_policy_and_reference_are_the_same(folder):
+    start = rows_of(folder, "preference_dpo")[0]
     assert start["eval_reward_margin_mean"] == pytest.approx(0, abs=1e-5)
     assert start["eval_loss"] == pytest.approx(0.693147, abs=1e-5)
 
 
-def test_a_reward_model_loads_with_transformers(runs):
+def test_a_reward_model_loads_with_transformers(folder):
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    _, run_dir = runs("rm")
+    run_dir = folder / "runs" / "preference_rm"
     model, info = AutoModelForSequenceClassification.from_pretrained(run_dir / "model", output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"] and model.config.num_labels == 1
     tokenizer = AutoTokenizer.from_pretrained(run_dir / "model")
@@ -76,20 +81,21 @@ def test_a_reward_model_loads_with_transformers(runs):
 
 
 @pytest.mark.parametrize("kind", ["dpo", "kto"])
-def test_a_stored_reference_gives_the_same_training(runs, tmp_path, kind):
-    swapped, _ = runs(kind)
-    spec = ready_spec(kind)
-    spec[kind]["reference"] = "stored"
-    stored = train(tmp_path, spec)
-    for ours, theirs in zip(stored, swapped, strict=True):
+def test_a_stored_reference_gives_the_same_training(folder, kind):
+    stored, swapped = rows_of(folder, f"stored_{kind}"), rows_of(folder, f"preference_{kind}")
+    assert len(stored) == STORED_STEPS + 1
+    for ours, theirs in zip(stored, swapped, strict=False):
+        assert ours.keys() >= PAIR_METRICS or ours["step"] == 0
         for name in PAIR_METRICS & ours.keys():
             assert ours[name] == pytest.approx(theirs[name], rel=1e-3, abs=1e-4), (ours["step"], name)
 
 
-def test_a_reward_model_rewards_completions_beside_another_reward(runs, tmp_path):
-    _, run_dir = runs("rm")
+def test_a_reward_model_rewards_completions_beside_another_reward(folder, ray_head):
+    run_dir = folder / "runs" / "preference_rm"
     rewards = [{"type": "plugin", "target": "digits.py:digits"}, {"type": "model", "path": str(run_dir / "model")}]
-    rows = train(tmp_path, grpo_spec(rewards=rewards, model=ready_spec("rm")["model"], steps=2))
+    model = {"path": str(run_dir / "initial_model"), "dtype": "float32"}
+    train(folder, ray_head, grpo_spec(rewards=rewards, model=model, steps=2))
+    rows = rows_of(folder, "grpo")
     assert all({"reward_digits_mean", "reward_model_mean"} <= row.keys() for row in rows if row["step"])
     last = rows[-1]
     assert last["reward_mean"] == pytest.approx(last["reward_digits_mean"] + last["reward_model_mean"], abs=1e-5)

@@ -1,6 +1,5 @@
 """Training on preferences equals plain PyTorch, however the batch is cut up; the reference stays what it was."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
@@ -17,7 +16,7 @@ from rlflow.learner.sequences import TrainSequence
 from rlflow.loops.preference import plan_sequences
 from rlflow.spec.learner import LearnerSpec, OptimizerSpec
 from rlflow.spec.model import LoraSpec, ModelSpec
-from tests.integration.engines import RankGroup, save_tiny_model
+from tests.integration.engines import save_tiny_model
 from tests.integration.learner_rank import Rank
 
 pytestmark = pytest.mark.integration
@@ -85,14 +84,6 @@ def models(tmp_path_factory) -> dict[str, str]:
     torch.manual_seed(1)
     AutoModelForSequenceClassification.from_pretrained(policy, num_labels=1).save_pretrained(folder / "reward")
     return {"dpo": policy, "kto": policy, "rm": str(folder / "reward")}
-
-
-@pytest.fixture(scope="module")
-def groups() -> Iterator[dict[int, RankGroup]]:
-    groups = {1: RankGroup(1), 2: RankGroup(2)}
-    yield groups
-    for group in groups.values():
-        group.stop()
 
 
 @pytest.fixture(scope="module")

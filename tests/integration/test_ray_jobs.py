@@ -46,11 +46,3 @@ def test_plain_ray_job_submit(tmp_path, ray_head):
     assert result.returncode == 0, result.stdout + result.stderr
     status = json.loads((tmp_path / "shared" / "plain" / "status.json").read_text())
     assert status["state"] == "succeeded" and status["ray_job_id"]
-
-
-def test_relative_run_dir_in_a_ray_job_is_refused(tmp_path, ray_head):
-    path = job(tmp_path, "relative", dir="runs")
-    ray_cli = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--working-dir", "."]
-    result = command(ray_head, tmp_path, *ray_cli, "--", sys.executable, "-m", "rlflow.jobs.run", path.name)
-    assert result.returncode != 0
-    assert "run.dir" in result.stdout + result.stderr

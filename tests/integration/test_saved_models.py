@@ -1,6 +1,5 @@
 """What training leaves: adapters that alone have changed, and model directories that others can load."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,23 +47,16 @@ class Trained:
         return {name: tuple(self.parameters[f"{name}.lora_{x}.default.weight"] for x in "AB") for name in names}  # pyright: ignore
 
 
-@pytest.fixture(scope="module")
-def ranks() -> Iterator[RankGroup]:
-    group = RankGroup(2)
-    yield group
-    group.stop()
-
-
 @pytest.fixture(scope="module", params=["tied-3", "untied-3", "tied-2"])
-def adapters(request, ranks, tmp_path_factory) -> Trained:
+def adapters(request, groups, tmp_path_factory) -> Trained:
     """Adapters trained with gradient checkpointing."""
-    return _train(request.param, ranks, tmp_path_factory.mktemp("adapters"), LORA)
+    return _train(request.param, groups[2], tmp_path_factory.mktemp("adapters"), LORA)
 
 
 @pytest.fixture(scope="module", params=["tied-3", "untied-3", "untied-0"])
-def full(request, ranks, tmp_path_factory) -> Trained:
+def full(request, groups, tmp_path_factory) -> Trained:
     """All parameters trained."""
-    return _train(request.param, ranks, tmp_path_factory.mktemp("full"), None)
+    return _train(request.param, groups[2], tmp_path_factory.mktemp("full"), None)
 
 
 def test_only_adapters_change(adapters):

@@ -20,7 +20,7 @@ from rlflow.rollout.engine import RolloutEngine
 from rlflow.spec.learner import LearnerSpec
 from rlflow.spec.model import LoraSpec, ModelSpec
 from rlflow.spec.rollout import RolloutSpec
-from tests.integration.engines import RankGroup, Worker, rollout_engine, save_tiny_model
+from tests.integration.engines import Worker, rollout_engine, save_tiny_model
 from tests.integration.learner_rank import Rank
 from tests.integration.stored_batch import stored_batch
 
@@ -76,24 +76,21 @@ def test_a_bucket_that_cannot_be_opened_is_a_sync_error(sampler):
 
 
 @pytest.mark.parametrize("sampler", ["tied-60"], indirect=True)
-def test_partitioned_adapters_arrive_merged(sampler):
+def test_partitioned_adapters_arrive_merged(sampler, groups):
     """From two ZeRO-3 ranks that train adapters, as in a run."""
-    ranks = RankGroup(2)
-    try:
-        buckets = ranks.run(train_adapters, sampler.model)[0]
-        sampler.worker.run(RolloutEngine.begin_update)
-        for index, bucket in enumerate(buckets):
-            handle = ranks.run(write_bucket, index)[0]
-            sampler.worker.run(RolloutEngine.load_bucket, {handle.device: handle}, bucket)
-        sampler.worker.run(RolloutEngine.finish_update, 50)
-        groups = sampler.worker.run(sample)
-        scores = ranks.run(score_groups, groups)
-    finally:
-        ranks.stop()
-    sampled = [completion.logprobs for group in groups for completion in group.completions]
+    ranks = groups[2]
+    buckets = ranks.run(train_adapters, sampler.model)[0]
+    sampler.worker.run(RolloutEngine.begin_update)
+    for index, bucket in enumerate(buckets):
+        handle = ranks.run(write_bucket, index)[0]
+        sampler.worker.run(RolloutEngine.load_bucket, {handle.device: handle}, bucket)
+    sampler.worker.run(RolloutEngine.finish_update, 50)
+    sampled_groups = sampler.worker.run(sample)
+    scores = ranks.run(score_groups, sampled_groups)
+    sampled = [completion.logprobs for group in sampled_groups for completion in group.completions]
     known = {number: values for rank_scores in scores for number, values in rank_scores.items()}
     assert np.abs(np.concatenate(sampled) - np.concatenate([known[i] for i in range(len(sampled))])).max() <= TOLERANCE
-    assert {group.weight_version for group in groups} == {50}
+    assert {group.weight_version for group in sampled_groups} == {50}
 
 
 def test_a_lost_bucket_is_visible(sampler):

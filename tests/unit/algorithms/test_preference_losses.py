@@ -287,6 +287,19 @@ def test_reward_model_by_hand():
     }
 
 
+def test_reward_model_equals_an_independent_implementation():
+    generator = torch.Generator().manual_seed(4)
+    scores = 3 * torch.randn(16, generator=generator, dtype=torch.float64)
+    margins = torch.rand(8, generator=generator, dtype=torch.float64).repeat_interleave(2)
+    losses_S, metrics = RewardModelLoss(0.1)(values(scores, margins))
+    pairs = list(zip(scores[::2].tolist(), scores[1::2].tolist(), margins[::2].tolist(), strict=True))
+    expected = [math.log(1 + math.exp(r + m - c)) + 0.1 * (c**2 + 2 * c * r + r**2) for c, r, m in pairs]
+    assert (losses_S[::2] + losses_S[1::2]).tolist() == pytest.approx(expected, rel=1e-6)
+    right, count = metrics["preference_accuracy"]
+    assert (float(right), float(count)) == (sum(c > r for c, r, _ in pairs), 8)
+    assert float(metrics["reward_margin_mean"][0]) == pytest.approx(sum(c - r for c, r, _ in pairs), rel=1e-6)
+
+
 def test_reward_model_gradients():
     scores, margins = tensor(1.0, 0.5, -1.0, 1.0), tensor(0.0, 0.0, 0.5, 0.5)
     loss = RewardModelLoss(0.1)

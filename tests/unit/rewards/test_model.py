@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from rlflow.data.characters import build_character_tokenizer
-from rlflow.errors import RewardPluginError
+from rlflow.errors import RewardError
 from rlflow.rewards import RewardScorer
+from rlflow.rewards.model import ModelReward
 from rlflow.spec.rewards import FormatSpec, ModelRewardSpec
 
 
@@ -57,10 +58,9 @@ def test_scores_are_those_of_the_model_whatever_the_batch(tmp_path, make_sample)
 
 def test_a_conversation_beyond_the_limit_fails(tmp_path, make_sample):
     save(tmp_path / "reward")
-    with RewardScorer([ModelRewardSpec(path="reward", max_tokens=40)], max_completion_tokens=9, cwd=str(tmp_path)) as scorer:
-        (score,) = scorer.score([make_sample("1" * 50)])
-    assert score.total is None
-    assert "longer than max_tokens (40)" in score.failures[0].message
+    reward = ModelReward(ModelRewardSpec(path=str(tmp_path / "reward"), max_tokens=40))
+    with pytest.raises(RewardError, match=r"longer than max_tokens \(40\)"):
+        reward([make_sample("1" * 50)])
 
 
 @pytest.mark.parametrize(
@@ -68,5 +68,5 @@ def test_a_conversation_beyond_the_limit_fails(tmp_path, make_sample):
 )
 def test_models_without_a_score_are_refused(tmp_path, options, reason):
     save(tmp_path / "reward", **options)
-    with pytest.raises(RewardPluginError, match=rf"reward 'model': .*{reason}"):
-        RewardScorer([ModelRewardSpec(path="reward")], max_completion_tokens=9, cwd=str(tmp_path))
+    with pytest.raises(RewardError, match=rf"reward is no reward model: it has {reason}"):
+        ModelReward(ModelRewardSpec(path=str(tmp_path / "reward")))

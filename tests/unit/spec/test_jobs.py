@@ -109,14 +109,6 @@ def test_clip_range(fields, bounds):
 
 
 @pytest.mark.parametrize(
-    ("fields", "on_policy"),
-    [({}, True), ({"optimizer_steps_per_batch": 2}, False), ({"epochs_per_batch": 2}, False)],
-)
-def test_on_policy_means_one_step_a_batch(fields, on_policy):
-    assert GrpoSpec(**fields).is_on_policy is on_policy
-
-
-@pytest.mark.parametrize(
     ("correction", "asked", "mode"),
     [
         ("none", "auto", "sample"),
