@@ -19,7 +19,8 @@ from rlflow.data.raw_rows import load_raw_rows
 from rlflow.data.rows import Row
 from rlflow.jobs.adapters import merged_model
 from rlflow.jobs.context import JobContext
-from rlflow.jobs.prepare import PreparedModel, cache_dir, output_path, prepare_model
+from rlflow.jobs.earlier_runs import output_path, with_answers
+from rlflow.jobs.prepare import PreparedModel, cache_dir, prepare_model
 from rlflow.jobs.rewards import find_reward_models, score_on_devices
 from rlflow.loops.infer import InferLoop
 from rlflow.observe.answers import AnswerFiles
@@ -30,7 +31,7 @@ from rlflow.spec.jobs import InferJob
 
 async def run_infer_job(job: InferJob, context: JobContext) -> None:
     """Answer every row, or what an earlier start has left of them."""
-    rows = load_raw_rows(job.data, cache_dir(context.run))
+    rows = load_raw_rows(with_answers(job), cache_dir(context.run))
     model = _prepare(job, context.run)
     devices = infer_devices(job, context.machine.device)
     placement = Placement(job.run.name, devices)

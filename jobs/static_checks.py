@@ -8,7 +8,8 @@ from rlflow.data.files import list_files
 from rlflow.data.modelscope_hub import check_modelscope
 from rlflow.errors import SpecError, UserError
 from rlflow.jobs.adapters import find_adapter
-from rlflow.jobs.prepare import model_path, output_path
+from rlflow.jobs.earlier_runs import output_path, waits_for_answers, with_answers
+from rlflow.jobs.prepare import model_path
 from rlflow.jobs.rewards import reward_models
 from rlflow.observe.answers import errors_path
 from rlflow.observe.run_dir import RunDirectory
@@ -28,6 +29,11 @@ def static_problems(job: Job, earlier_runs: Sequence[str] = ()) -> list[str]:
             check(job)
         except UserError as error:
             problems += str(error).splitlines()
+    if not waits_for_answers(job, earlier_runs):
+        try:
+            with_answers(job)
+        except UserError as error:
+            problems.append(str(error))
     for field, model in all_models(job).items():
         if model.from_run is not None and model.from_run not in earlier_runs:
             try:
