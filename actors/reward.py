@@ -19,6 +19,8 @@ class RewardSetup:
     tokenizer_path: str
     max_completion_tokens: int
     working_dir: str
+    num_threads: int | None = None
+    """CPU threads of a judge's engine; None leaves torch's default."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from rlflow.jobs.adapters import merged_model
 from rlflow.jobs.context import JobContext
 from rlflow.jobs.earlier_runs import output_path, with_answers
 from rlflow.jobs.prepare import PreparedModel, cache_dir, prepare_model
-from rlflow.jobs.rewards import find_reward_models, score_on_devices
+from rlflow.jobs.rewards import find_reward_models, judge_devices, score_on_devices
 from rlflow.loops.infer import InferLoop
 from rlflow.observe.answers import AnswerFiles
 from rlflow.observe.run_dir import RunDirectory
@@ -70,6 +70,7 @@ def infer_devices(job: InferJob, device: Literal["gpu", "cpu"]) -> DevicePlan:
         tensor_parallel_size=job.rollout.tensor_parallel_size,
         reward_workers=job.reward_pool.num_workers if job.rewards else 0,
         rewards_on_devices=score_on_devices(job, device),
+        judges=judge_devices(job, device),
     )
 
 
@@ -131,6 +132,7 @@ def _reward_setup(job: InferJob, model: PreparedModel, context: JobContext) -> R
         tokenizer_path=model.tokenizer_path,
         max_completion_tokens=job.rollout.max_completion_tokens,
         working_dir=context.working_dir,
+        num_threads=context.machine.threads(1),
     )
 
 

@@ -144,15 +144,11 @@ def _other_facts(job: Job, earlier_runs: Sequence[str]) -> dict[str, ModelFacts]
 def _count_problems(placement: DevicePlan, devices: Devices) -> list[str]:
     if devices.device == "gpu" and placement.num_devices > devices.count:
         ranks, engines = len(placement.seats_of("learner")), len(placement.seats_of("rollout"))
+        judges = f" (and {len(found)} of judges)" if (found := placement.seats_of("judge")) else ""
+        needed = f"{engines} engines{judges} need {placement.num_devices} GPUs, there are {devices.count}"
         if not ranks:
-            return [
-                f"rollout.num_workers x rollout.tensor_parallel_size: {engines} engines need {placement.num_devices} GPUs, "
-                f"there are {devices.count}"
-            ]
-        return [
-            f"learner.num_ranks, rollout.num_workers: {ranks} ranks and {engines} engines need {placement.num_devices} GPUs, "
-            f"there are {devices.count}"
-        ]
+            return [f"rollout.num_workers x rollout.tensor_parallel_size: {needed}"]
+        return [f"learner.num_ranks, rollout.num_workers: {ranks} ranks and {needed}"]
     engines = {d for seat in placement.seats_of("rollout") for d in seat.devices}
     if devices.device == "gpu" and len(engines) > len(placement.seats_of("learner")) > 0:
         return [

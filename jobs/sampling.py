@@ -26,7 +26,7 @@ from rlflow.jobs.context import JobContext, Machine
 from rlflow.jobs.length import total_steps
 from rlflow.jobs.prepare import PreparedModel, PromptRows, prepare_model, prepare_rows
 from rlflow.jobs.recovery import run_loop
-from rlflow.jobs.rewards import find_reward_models, score_on_devices
+from rlflow.jobs.rewards import find_reward_models, judge_devices, score_on_devices
 from rlflow.loops.sampling import SamplingLoop, token_mean_settings
 from rlflow.loops.state import LoopState
 from rlflow.spec.jobs import RolloutJob
@@ -96,6 +96,7 @@ def sampling_devices(job: RolloutJob, device: Literal["gpu", "cpu"]) -> DevicePl
         tensor_parallel_size=job.rollout.tensor_parallel_size,
         reward_workers=job.reward_pool.num_workers,
         rewards_on_devices=score_on_devices(job, device),
+        judges=judge_devices(job, device),
     )
 
 
@@ -160,6 +161,7 @@ def _reward_setup(job: RolloutJob, model: PreparedModel, context: JobContext) ->
         tokenizer_path=model.tokenizer_path,
         max_completion_tokens=job.rollout.max_completion_tokens,
         working_dir=context.working_dir,
+        num_threads=context.machine.threads(1),
     )
 
 

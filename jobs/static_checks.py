@@ -17,7 +17,7 @@ from rlflow.spec.jobs import DpoJob, InferJob, Job, RolloutJob
 from rlflow.spec.load import resolved
 from rlflow.spec.model import ModelSpec
 from rlflow.spec.preferences import PluginLossSpec
-from rlflow.spec.rewards import ModelRewardSpec, PluginSpec, with_token_limits
+from rlflow.spec.rewards import JudgeSpec, ModelRewardSpec, PluginSpec, with_token_limits
 from rlflow.spec.sources import FileSource, SelfCognitionSource
 
 
@@ -107,6 +107,13 @@ def _check_rewards(job: Job) -> None:
             and not Path(reward.path).is_dir()
         ):
             lines.append(f"rewards[{index}].path: there is no directory {reward.path}")
+        if (
+            isinstance(reward, JudgeSpec)
+            and reward.engine
+            and not _may_be_hub_id(reward.model)
+            and not Path(reward.model).is_dir()
+        ):
+            lines.append(f"rewards[{index}].model: there is no directory {reward.model}")
     if lines:
         raise UserError("\n".join(lines))
 

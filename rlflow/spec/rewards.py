@@ -10,6 +10,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_v
 from rlflow.errors import SpecError
 from rlflow.spec.base import Spec
 from rlflow.spec.model import OtherModelSpec
+from rlflow.spec.rollout import EngineSpec
 
 THINK_ANSWER_PATTERN = r"<think>.*?</think>\s*<answer>.*?</answer>"
 NAME_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]*$"
@@ -149,15 +150,28 @@ class ModelRewardSpec(_RewardFields, OtherModelSpec):
         return self
 
 
+class JudgeEngineSpec(EngineSpec):
+    """vLLM engines that hold a judge, on GPUs of their own: `num_workers` times `tensor_parallel_size` of them."""
+
+    max_model_tokens: int = Field(default=8192, ge=1)
+    """Longest question and answer of the judge together, in tokens; its cache holds at least one such sequence."""
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Data type of the weights; auto: the model's own."""
+
+
 class JudgeSpec(_RewardFields):
-    """A number that a generative judge behind an OpenAI-compatible endpoint writes about the completion."""
+    """A number that a generative judge writes about the completion: behind an OpenAI-compatible endpoint, or in engines that the
+    job starts. Set one of `endpoint` and `engine`.
+    """
 
     type: Literal["judge"] = "judge"
     """Kind of reward."""
-    endpoint: str = Field(pattern=r"^https?://")
+    endpoint: str | None = Field(default=None, pattern=r"^https?://")
     """Base URL, such as `http://host:8000/v1`; requests go to its `/chat/completions`."""
+    engine: JudgeEngineSpec | None = None
+    """Start engines for the judge; `{}` for all defaults."""
     model: str
-    """Name of the model there."""
+    """Name of the model at the endpoint; for an engine its directory or hub id."""
     prompt: str
     """What the judge is asked: a template over `{prompt}` (the last user turn), `{completion}` and the row's columns; write
     braces twice."""
@@ -179,6 +193,14 @@ class JudgeSpec(_RewardFields):
     """Longest answer of the judge, in tokens."""
     api_key_variable: str | None = None
     """Environment variable that holds the key sent as bearer token; keys are never part of a spec."""
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        if (self.endpoint is None) == (self.engine is None):
+            raise ValueError("set exactly one of endpoint and engine")
+        if self.engine is not None and self.api_key_variable is not None:
+            raise ValueError("api_key_variable: an engine of the job asks for no key; leave it out")
+        return self
 
     @field_validator("pattern")
     @classmethod
