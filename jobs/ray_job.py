@@ -1,9 +1,12 @@
 """What is different when the driver itself is a Ray job (`ray job submit`)."""
 
+import asyncio
 import json
 import os
 import uuid
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -24,6 +27,26 @@ def job_id() -> str:
     """Ray's id of this job: the submission id, as `ray job list` shows it, or the driver's."""
     config = json.loads(os.environ.get(_JOB_CONFIG, "{}"))
     return config.get("metadata", {}).get("job_submission_id") or ray.get_runtime_context().get_job_id()
+
+
+def describe_job(metadata: dict[str, str]) -> None:
+    """Add to the metadata that the cluster lists beside this job, if it was submitted (by `ray job submit`, without them).
+
+    Ray (2.60) offers this to the client alone, at submission; the job server's own table is written here, as it does itself.
+    """
+    if not in_ray_job():
+        return
+    from ray._raylet import GcsClient
+    from ray.dashboard.modules.job.common import JobInfoStorageClient
+
+    table = JobInfoStorageClient(GcsClient(address=ray.get_runtime_context().gcs_address))
+    asyncio.run(_describe(table, job_id(), metadata))
+
+
+async def _describe(table: Any, name: str, metadata: dict[str, str]) -> None:
+    info = await table.get_info(name)
+    if info is not None and not metadata.items() <= (info.metadata or {}).items():
+        await table.put_info(name, replace(info, metadata={**(info.metadata or {}), **metadata}))
 
 
 def check_run_dir(job: Job) -> None:

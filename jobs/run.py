@@ -23,7 +23,7 @@ from rlflow.jobs.earlier_runs import output_path
 from rlflow.jobs.kinds import KINDS
 from rlflow.jobs.plan import plan_job
 from rlflow.jobs.prepare import load_rows
-from rlflow.jobs.ray_job import job_id
+from rlflow.jobs.ray_job import describe_job, job_id
 from rlflow.jobs.static_checks import check_same_spec
 from rlflow.observe.checkpoints import step_name
 from rlflow.observe.journal import Journal
@@ -33,7 +33,7 @@ from rlflow.observe.run_dir import RunDirectory
 from rlflow.observe.sinks import JsonlSink, RayMetricsSink, Sinks, TensorBoardSink
 from rlflow.observe.table import AnswersSummary, RunSummary, print_answers, print_summary
 from rlflow.spec.jobs import InferJob, Job, TrainingJob
-from rlflow.spec.load import load_job, parse_job, resolved
+from rlflow.spec.load import job_metadata, load_job, parse_job, resolved
 
 EXIT_DONE, EXIT_FAILED, EXIT_USER_ERROR, EXIT_STOPPED = 0, 1, 2, 130
 logger = logging.getLogger("rlflow")
@@ -70,6 +70,7 @@ def _run_unfinished(texts: Sequence[tuple[str, Job]], console: Console) -> dict[
     jobs = [job for _, job in texts]
     rows = read_rows(jobs)
     machine = _machine(jobs)
+    describe_job(job_metadata(jobs))
     check_jobs(jobs, machine)
     return {job.run.name: _run_job(text, job, own, machine, console) for (text, job), own in zip(texts, rows, strict=True)}
 

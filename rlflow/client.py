@@ -24,20 +24,21 @@ from rlflow.errors import RlflowError, SpecError, UserError
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
-    from rlflow.spec.jobs import Job
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 
 UPLOAD_EXCLUDES = ("runs/", ".venv", ".git")
 """Never sent to the cluster, besides what .gitignore names; Ray would pack the whole working directory."""
+_SUBMIT_ATTEMPTS = 6
+"""A head that has just started has no agent yet to run the driver; Ray's server waits 10 s for one in each attempt."""
 
 
 @dataclass(frozen=True, slots=True)
 class JobInfo:
     """What the cluster knows of a job. Times are seconds since 1970 (UTC), None where it has not happened.
 
-    `run`, `algorithm` and `model` are None for a job that rlflow did not submit.
+    `run`, `algorithm` and `model` are None for a job that is not rlflow's, or has not begun.
     """
 
     id: str
@@ -64,7 +65,7 @@ def submit(
     The specs are validated here first. The cluster receives `working_dir`, which therefore must hold them.
     Raises `SpecError` with every problem found.
     """
-    from rlflow.spec.load import load_job
+    from rlflow.spec.load import job_metadata, load_job
 
     jobs = [load_job(path, overrides) for path in spec_paths]
     for job, path in zip(jobs, spec_paths, strict=True):
@@ -95,12 +96,22 @@ def submit_entrypoint(
         raise UserError(f"--working-dir: there is no directory {working_dir}")
     runtime_env = {"working_dir": str(Path(working_dir).resolve()), "excludes": list(UPLOAD_EXCLUDES)}
     with _connected(address, job_id=submission_id) as client:
-        return client.submit_job(
-            entrypoint=command,
-            runtime_env=runtime_env,
-            submission_id=submission_id,
-            metadata=dict(metadata or {}),
-        )
+        job = {
+            "entrypoint": command,
+            "runtime_env": runtime_env,
+            "submission_id": submission_id,
+            "metadata": dict(metadata or {}),
+        }
+        return _submit(client, job, _SUBMIT_ATTEMPTS)
+
+
+def _submit(client: "JobSubmissionClient", job: dict[str, Any], attempts: int) -> str:
+    try:
+        return client.submit_job(**job)
+    except RuntimeError as error:
+        if attempts == 1 or "No available agent" not in str(error):
+            raise
+    return _submit(client, job, attempts - 1)
 
 
 def status(job_id: str, address: str | None = None) -> JobInfo:
@@ -150,19 +161,6 @@ def entrypoint(spec_paths: Sequence[str | Path], working_dir: str | Path, overri
             raise SpecError(f"{path}: lies outside {root}, which is all that the cluster gets; see --working-dir")
         inside.append(str(Path(path).resolve().relative_to(root)))
     return shlex.join(["python", "-m", "rlflow.jobs.run", *inside, *overrides])
-
-
-def job_metadata(jobs: Sequence["Job"]) -> dict[str, str]:
-    """What the cluster lists beside a job; of several specs, their values in order."""
-    from rlflow.spec.load import spec_hash
-
-    columns = {
-        "run": [job.run.name for job in jobs],
-        "algorithm": [job.kind for job in jobs],
-        "model": [job.model.label for job in jobs],
-        "spec_hash": [spec_hash(job) for job in jobs],
-    }
-    return {name: ", ".join(values) for name, values in columns.items()}
 
 
 def resolve_address(address: str | None) -> str:

@@ -96,6 +96,17 @@ def spec_hash(job: Job) -> str:
     return hashlib.sha256(json.dumps(resolved(job), sort_keys=True).encode()).hexdigest()[:12]
 
 
+def job_metadata(jobs: Sequence[Job]) -> dict[str, str]:
+    """What a cluster lists beside a job; of several specs, their values in order."""
+    columns = {
+        "run": [job.run.name for job in jobs],
+        "algorithm": [job.kind for job in jobs],
+        "model": [job.model.label for job in jobs],
+        "spec_hash": [spec_hash(job) for job in jobs],
+    }
+    return {name: ", ".join(values) for name, values in columns.items()}
+
+
 def _apply_override(document: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     parts = key.split(".")

@@ -76,6 +76,7 @@ def _start_command(head: RayHead) -> list[str]:
         "port": head.gcs_address.split(":")[1],
         "dashboard-host": "127.0.0.1",
         "dashboard-port": head.address.rsplit(":", 1)[1],
+        "dashboard-agent-listen-port": _free_ports(1)[0],  # that of another cluster on this machine leaves a head without agent
         "temp-dir": head.temp_dir,
         "num-cpus": 2,
         "object-store-memory": 100_000_000,

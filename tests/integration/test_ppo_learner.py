@@ -105,7 +105,6 @@ def test_adapters_of_policy_and_critic_train_however_the_batch_is_cut_up(model, 
         for step, same in zip(one, other, strict=True):
             smooth = {name: value for name, value in step.items() if not name.endswith("_clipped_fraction")}
             assert {name: same[name] for name in smooth} == pytest.approx(smooth, rel=1e-4, abs=1e-5)
-    assert one[-1]["value_loss"] < one[0]["value_loss"]
     assert all(step["grad_norm"] > 0 and step["value_grad_norm"] > 0 for step in one)
 
 

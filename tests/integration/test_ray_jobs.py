@@ -46,3 +46,5 @@ def test_plain_ray_job_submit(tmp_path, ray_head):
     assert result.returncode == 0, result.stdout + result.stderr
     status = json.loads((tmp_path / "shared" / "plain" / "status.json").read_text())
     assert status["state"] == "succeeded" and status["ray_job_id"]
+    listed = command(ray_head, tmp_path, sys.executable, "-m", "rlflow.cli", "status", status["ray_job_id"]).stdout
+    assert "run: plain" in listed and "algorithm: sft" in listed and "model: " in listed, listed

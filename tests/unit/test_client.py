@@ -4,7 +4,7 @@ import pytest
 
 from rlflow import client
 from rlflow.errors import SpecError, UserError
-from rlflow.spec.load import load_job, spec_hash
+from rlflow.spec.load import job_metadata, load_job, spec_hash
 
 SPEC = """
 kind: sft
@@ -74,7 +74,7 @@ def test_a_spec_outside_the_upload_is_refused(spec_path, tmp_path):
 
 def test_metadata_are_strings_of_all_specs(spec_path):
     jobs = [load_job(spec_path), load_job(spec_path, ["run.name=second"])]
-    metadata = client.job_metadata(jobs)
+    metadata = job_metadata(jobs)
     assert metadata == {
         "run": "my_run, second",
         "algorithm": "sft, sft",
