@@ -71,10 +71,3 @@ def test_a_loss_that_cannot_be_imported_is_found_by_the_plan():
     assert "dpo.losses[1].target: cannot import no_such_module:f: ModuleNotFoundError" in planned("no_such_module:f")
     assert "dpo.losses[1].target: cannot import math:no_such: AttributeError" in planned("math:no_such")
     assert "dpo.losses" not in planned("math:sqrt")
-
-
-def test_a_reward_model_on_gpus_is_refused_by_the_plan():
-    rewards = [{"type": "accuracy"}, {"type": "model", "path": "somewhere"}]
-    grpo = job("grpo", rewards=rewards)
-    assert "rewards[1]: a reward of type model has no share of a GPU" in problems(grpo, GPU)
-    assert "rewards[1]" not in problems(grpo, CPU)
