@@ -61,7 +61,7 @@ def problems(planned_job, devices):
     return "\n".join(plan_job(planned_job, devices).problems)
 
 
-CPU, GPU = Devices("cpu", 4, 16.0), Devices("gpu", 1, 80.0)
+CPU = Devices("cpu", 4, 16.0)
 
 
 def test_a_loss_that_cannot_be_imported_is_found_by_the_plan():
