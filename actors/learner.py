@@ -249,7 +249,7 @@ class LearnerActor:
         """KTO's objective with its divergence, estimated over the whole step on all ranks."""
         if mismatched is None:
             return objective
-        from rlflow.algorithms.preference_losses import mismatched_kl
+        from rlflow.algorithms.kto_loss import mismatched_kl
 
         sequences, known = self._with_reference(mismatched, objective, file=file)
         kl = self._learner.evaluate(mismatched.step, sequences, mismatched_kl, known=known)["kl"]

@@ -8,7 +8,7 @@ import ray
 from rlflow.rewards.api import RewardSample
 from rlflow.rewards.scorer import RewardScorer, SampleScore
 from rlflow.rollout.completions import CompletionGroup
-from rlflow.spec.rewards import RewardSpec
+from rlflow.spec.rewards import RewardSpec, on_processor
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +19,8 @@ class RewardSetup:
     tokenizer_path: str
     max_completion_tokens: int
     working_dir: str
+    num_threads: int | None = None
+    """CPU threads of a judge's engine; None leaves torch's default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +40,8 @@ class RewardActor:
 
         self._label = label
         self._tokenizer = AutoTokenizer.from_pretrained(setup.tokenizer_path)
-        self._scorer = RewardScorer(setup.rewards, max_completion_tokens=setup.max_completion_tokens, cwd=setup.working_dir)
+        rewards = setup.rewards if ray.get_gpu_ids() else on_processor(setup.rewards)
+        self._scorer = RewardScorer(rewards, max_completion_tokens=setup.max_completion_tokens, cwd=setup.working_dir)
 
     def __repr__(self) -> str:
         return self._label

@@ -8,9 +8,11 @@ from pathlib import Path
 from rlflow.data.rows import Rows
 from rlflow.errors import SpecError
 from rlflow.jobs.context import Machine
+from rlflow.jobs.earlier_runs import chain_problems, waits_for_answers
 from rlflow.jobs.plan import Devices, local_devices, plan_job
 from rlflow.jobs.prepare import check_vocabulary, find_tokenizer, load_rows, model_path, prepare_conversations, prepare_rows
 from rlflow.jobs.ray_job import check_run_dir, check_run_dir_is_shared
+from rlflow.jobs.rewards import find_reward_models, without_models_of
 from rlflow.jobs.static_checks import static_problems
 from rlflow.observe.run_dir import RunDirectory
 from rlflow.rewards import check_plugins
@@ -24,23 +26,27 @@ def check_specs(jobs: Sequence[Job]) -> None:
         raise SpecError("run.name: two of the specs have the same name")
     for job in jobs:
         check_run_dir(job)
-    _raise_all(jobs, [static_problems(job, names[:index]) for index, job in enumerate(jobs)])
-    for job in jobs:
+    problems = [[*chain_problems(job, jobs[:index]), *static_problems(job, names[:index])] for index, job in enumerate(jobs)]
+    _raise_all(jobs, problems)
+    for index, job in enumerate(jobs):
         if isinstance(job, RolloutJob | InferJob):
-            check_plugins(job.rewards, max_completion_tokens=job.rollout.max_completion_tokens, cwd=os.getcwd())
+            rewards = find_reward_models(without_models_of(job, tuple(names[:index])))
+            check_plugins(rewards, max_completion_tokens=job.rollout.max_completion_tokens, cwd=os.getcwd())
 
 
-def read_rows(jobs: Sequence[Job]) -> list[tuple[Rows, ...]]:
+def read_rows(jobs: Sequence[Job]) -> list[tuple[Rows, ...] | None]:
     """Training and held-out rows of each job. They are tokenised, so that a bad one ends the chain before Ray starts; those for
-    the model of an earlier job are only read. Raises `UserError`.
+    the model of an earlier job are only read, and those that an earlier job will write not yet: None. Raises `UserError`.
     """
     names = [job.run.name for job in jobs]
     return [_read_rows(job, names[:index]) for index, job in enumerate(jobs)]
 
 
-def _read_rows(job: Job, earlier_runs: Sequence[str]) -> tuple[Rows, ...]:
+def _read_rows(job: Job, earlier_runs: Sequence[str]) -> tuple[Rows, ...] | None:
     if isinstance(job, InferJob):  # whose bad rows are recorded, and stop nothing
         return ()
+    if waits_for_answers(job, earlier_runs):
+        return None
     run = RunDirectory(f"{job.run.dir}/{job.run.name}")
     parts = load_rows(job, run)
     if job.model.from_run in earlier_runs:

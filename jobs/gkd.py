@@ -31,7 +31,7 @@ def _teacher(job: GkdJob, model: PreparedModel) -> RoleSetup:
     num_tokens = len(model.tokenizer)
     options = {
         "role": "teacher",
-        "num_candidates": num_tokens if job.gkd.top_k is None else min(job.gkd.top_k, num_tokens),
+        "num_candidates": None if job.gkd.top_k is None else min(job.gkd.top_k, num_tokens),
         "num_tokens": num_tokens,
     }
     return RoleSetup("teacher", options, path, spec, job.learner.model_copy(update={"gradient_checkpointing": "none"}))

@@ -19,7 +19,9 @@ from rlflow.data.raw_rows import load_raw_rows
 from rlflow.data.rows import Row
 from rlflow.jobs.adapters import merged_model
 from rlflow.jobs.context import JobContext
-from rlflow.jobs.prepare import PreparedModel, cache_dir, output_path, prepare_model
+from rlflow.jobs.earlier_runs import output_path, with_answers
+from rlflow.jobs.prepare import PreparedModel, cache_dir, prepare_model
+from rlflow.jobs.rewards import find_reward_models, judge_devices, score_on_devices
 from rlflow.loops.infer import InferLoop
 from rlflow.observe.answers import AnswerFiles
 from rlflow.observe.run_dir import RunDirectory
@@ -29,7 +31,7 @@ from rlflow.spec.jobs import InferJob
 
 async def run_infer_job(job: InferJob, context: JobContext) -> None:
     """Answer every row, or what an earlier start has left of them."""
-    rows = load_raw_rows(job.data, cache_dir(context.run))
+    rows = load_raw_rows(with_answers(job), cache_dir(context.run))
     model = _prepare(job, context.run)
     devices = infer_devices(job, context.machine.device)
     placement = Placement(job.run.name, devices)
@@ -37,6 +39,8 @@ async def run_infer_job(job: InferJob, context: JobContext) -> None:
     rewards = RewardGroup(placement, devices, _reward_setup(job, model, context), max_restarts=job.run.max_restarts)
     files = AnswerFiles(output_path(job), 1 if job.infer.keep == "best" else job.infer.num_samples)
     try:
+        if rewards.holds_devices:  # before the engine looks for what is free
+            await rewards.ready()
         await context.journal.timed("rollout engines", rollouts.start_missing)()
         await rewards.ready()
         context.run.supersede_after(len(files.done))
@@ -65,6 +69,8 @@ def infer_devices(job: InferJob, device: Literal["gpu", "cpu"]) -> DevicePlan:
         rollout_workers=job.rollout.num_workers,
         tensor_parallel_size=job.rollout.tensor_parallel_size,
         reward_workers=job.reward_pool.num_workers if job.rewards else 0,
+        rewards_on_devices=score_on_devices(job, device),
+        judges=judge_devices(job, device),
     )
 
 
@@ -122,10 +128,11 @@ def _rollout_setup(job: InferJob, model: PreparedModel, context: JobContext) -> 
 
 def _reward_setup(job: InferJob, model: PreparedModel, context: JobContext) -> RewardSetup:
     return RewardSetup(
-        rewards=job.rewards,
+        rewards=find_reward_models(job),
         tokenizer_path=model.tokenizer_path,
         max_completion_tokens=job.rollout.max_completion_tokens,
         working_dir=context.working_dir,
+        num_threads=context.machine.threads(1),
     )
 
 

@@ -1,9 +1,12 @@
 """Expected memory: a pure function of the spec, the model's size and the devices."""
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rlflow.jobs.model_facts import ModelFacts
-from rlflow.spec.jobs import InferJob, Job, RolloutJob, TrainingJob
+from rlflow.spec.jobs import GkdJob, InferJob, Job, PpoJob, RolloutJob, TrainingJob
+from rlflow.spec.rewards import ModelRewardSpec
 
 GIB = 2**30
 _CONTEXT_GIB = 0.8
@@ -35,34 +38,94 @@ class MemoryEstimate:
     """States, activations, logits and gathered layers of one rank while it trains."""
     rollout: float
     """Weights and KV cache of one engine while it samples."""
+    rewards: float
+    """Reward models, which stay beside whatever has its turn."""
     peak: float
-    """The larger of the two turns, or both together."""
+    """The larger of the two turns, or both together, and what stays."""
     host: float
     """Page-locked copies of offloaded states, of one rank."""
 
 
-def estimate_memory(job: Job, facts: ModelFacts, *, on_gpu: bool, device_gib: float) -> MemoryEstimate:
-    """Estimate for one device. What is still `auto` counts as the most frugal choice; a critic or a teacher as a second learner,
-    as large as the first.
+NO_OTHERS: Mapping[str, ModelFacts] = {}
+
+
+def estimate_memory(
+    job: Job, facts: ModelFacts, others: Mapping[str, ModelFacts] = NO_OTHERS, *, on_gpu: bool, device_gib: float
+) -> MemoryEstimate:
+    """Estimate for one device. What is still `auto` counts as the most frugal choice. `others`: facts of a critic, a teacher or a
+    reward model, by field; one that is not known counts as large as the model.
     """
+    rewards = rewards_gib(job, facts, others, on_gpu=on_gpu)
     if isinstance(job, InferJob):
-        rollout = _lone_engine_gib(job, facts) if on_gpu else _engines_on_cpu(job, facts)
-        return MemoryEstimate(0.0, 0.0, rollout, rollout, 0.0)
+        rollout = least_engine_gib(job, facts) if on_gpu else _engines_on_cpu(job, facts)
+        return MemoryEstimate(0.0, 0.0, rollout, rewards, rollout + rewards, 0.0)
     assert isinstance(job, TrainingJob)
-    states, host = _learner_states(job, facts)
-    peak = states + _activations(job, facts) + _gathered(job, facts) + _logits(job, facts)
+    roles = _roles(job, facts, others)
     rollout = _rollout(job, facts, device_gib=device_gib, on_gpu=on_gpu) if isinstance(job, RolloutJob) else 0.0
+    states, together = roles[0].states, sum(role.peak for role in roles)
     if not on_gpu:
-        learner_peak = (peak * job.num_learners + _LEARNER_CPU_GIB) * job.learner.num_ranks
-        return MemoryEstimate(states, learner_peak, rollout, learner_peak + rollout, 0.0)
-    learner_peak = peak + _CONTEXT_GIB
+        learner_peak = (together + _LEARNER_CPU_GIB) * job.learner.num_ranks
+        return MemoryEstimate(states, learner_peak, rollout, rewards, learner_peak + rollout + rewards, 0.0)
     if not isinstance(job, RolloutJob):
-        return MemoryEstimate(states, learner_peak, 0.0, learner_peak, 0.0)
+        return MemoryEstimate(states, together + _CONTEXT_GIB, 0.0, 0.0, together + _CONTEXT_GIB, 0.0)
     if job.residency == "together":
-        learner_peak += peak * (job.num_learners - 1)
-        return MemoryEstimate(states, learner_peak, rollout, learner_peak + rollout, 0.0)
-    turns = max(learner_peak + _ASLEEP_GIB, rollout + _CONTEXT_GIB)
-    return MemoryEstimate(states, learner_peak, rollout, turns, host * job.num_learners)
+        learner_peak = together + _CONTEXT_GIB
+        return MemoryEstimate(states, learner_peak, rollout, rewards, learner_peak + rollout + rewards, 0.0)
+    learner_peak = max(role.peak for role in roles) + _CONTEXT_GIB
+    turns = max(learner_peak + _ASLEEP_GIB, rollout + _CONTEXT_GIB) + rewards
+    return MemoryEstimate(states, learner_peak, rollout, rewards, turns, sum(role.host for role in roles))
+
+
+@dataclass(frozen=True, slots=True)
+class _Role:
+    """GiB of one model of a learner rank."""
+
+    states: float
+    peak: float
+    host: float
+
+
+def _roles(job: TrainingJob, facts: ModelFacts, others: Mapping[str, ModelFacts]) -> list[_Role]:
+    roles = [_trained(job, facts)]
+    if isinstance(job, PpoJob):
+        roles.append(_trained(job, others.get("critic", facts)))
+    if isinstance(job, GkdJob):
+        roles.append(_frozen(job, others.get("teacher", facts)))
+    return roles
+
+
+def _trained(job: TrainingJob, facts: ModelFacts) -> _Role:
+    states, host = _learner_states(job, facts)
+    return _Role(states, states + _activations(job, facts) + _gathered(job, facts) + _logits(job, facts), host)
+
+
+def _frozen(job: TrainingJob, facts: ModelFacts) -> _Role:
+    weights = facts.num_parameters * _size(job) / (job.learner.num_ranks if _zero_stage(job) == 3 else 1) / GIB
+    forward = _forward_numbers(facts, job.learner.micro_batch_tokens) * _size(job) / GIB
+    return _Role(weights, weights + forward + _gathered(job, facts) + _LOGITS_BYTES / GIB, weights)
+
+
+def rewards_gib(job: Job, facts: ModelFacts, others: Mapping[str, ModelFacts], *, on_gpu: bool) -> float:
+    """Reward models and the activations of a batch, which stay on a device (or in the machine's memory, of all workers)."""
+    if not isinstance(job, RolloutJob | InferJob):
+        return 0.0
+    models = {f"rewards[{i}]": reward for i, reward in enumerate(job.rewards) if isinstance(reward, ModelRewardSpec)}
+    placed = {field: reward for field, reward in models.items() if not on_gpu or reward.device == "auto"}
+    gib = sum(_reward_model_gib(job, reward, others.get(field, facts), on_gpu=on_gpu) for field, reward in placed.items())
+    workers = job.reward_pool.num_workers
+    return gib * (math.ceil(workers / _num_devices(job)) if on_gpu else workers)
+
+
+def _reward_model_gib(job: RolloutJob | InferJob, reward: ModelRewardSpec, facts: ModelFacts, *, on_gpu: bool) -> float:
+    size = 2 if reward.dtype == "bfloat16" or (reward.dtype == "auto" and on_gpu) else 4
+    completion = job.longest_completion if isinstance(job, RolloutJob) else job.rollout.max_completion_tokens
+    tokens = reward.batch_size * min(reward.max_tokens, job.data.max_prompt_tokens + completion)
+    return (facts.num_parameters + _forward_numbers(facts, tokens)) * size / GIB + (_CONTEXT_GIB if on_gpu else 0.0)
+
+
+def _num_devices(job: RolloutJob | InferJob) -> int:
+    engines = job.rollout.num_workers * job.rollout.tensor_parallel_size
+    return max(engines, job.learner.num_ranks) if isinstance(job, RolloutJob) else engines
 
 
 def _size(job: Job) -> int:
@@ -113,12 +176,23 @@ def _activations(job: TrainingJob, facts: ModelFacts) -> float:
     hidden, feed_forward = facts.hidden_size, facts.intermediate_size
     queries, keys = facts.num_attention_heads * facts.head_dim, facts.num_key_value_heads * facts.head_dim
     # With fused kernels; plain norms, rotary embeddings and activations keep about 1.6 times as much.
-    everything = 4 * hidden + 3 * queries + 3 * keys + 3 * feed_forward
+    everything = _layer_width(facts)
     products = 3 * hidden + 2 * queries + 2 * keys + 2 * feed_forward
     kept = {"none": everything, "selective": products}.get(job.learner.gradient_checkpointing, hidden)
     backward = everything + 3 * feed_forward + 4 * hidden
     fused = 1.6 if job.learner.liger_kernel is False else 1.0
     return _micro_batch_tokens(job) * (kept * facts.num_layers + backward) * fused * _size(job) / GIB
+
+
+def _layer_width(facts: ModelFacts) -> int:
+    """Numbers that a layer makes of one token."""
+    queries, keys = facts.num_attention_heads * facts.head_dim, facts.num_key_value_heads * facts.head_dim
+    return 4 * facts.hidden_size + 3 * queries + 3 * keys + 3 * facts.intermediate_size
+
+
+def _forward_numbers(facts: ModelFacts, tokens: int) -> int:
+    """Numbers that exist at once in a forward pass that nothing follows: those of one layer."""
+    return tokens * _layer_width(facts)
 
 
 def _gathered(job: TrainingJob, facts: ModelFacts) -> float:
@@ -152,8 +226,8 @@ def _rollout(job: RolloutJob, facts: ModelFacts, *, device_gib: float, on_gpu: b
     return _engines_on_cpu(job, facts)
 
 
-def _lone_engine_gib(job: InferJob, facts: ModelFacts) -> float:
-    """The least that an engine without a learner needs on each of its GPUs: the cache takes what is left."""
+def least_engine_gib(job: RolloutJob | InferJob, facts: ModelFacts) -> float:
+    """The least that an engine needs on each of its GPUs: a cache for one sequence."""
     tokens = job.data.max_prompt_tokens + job.rollout.max_completion_tokens
     cache = tokens * 2 * facts.num_layers * facts.num_key_value_heads * facts.head_dim * _size(job)
     return (facts.num_parameters * _size(job) + cache) / job.rollout.tensor_parallel_size / GIB + _ENGINE_GPU_GIB

@@ -35,37 +35,37 @@ class ModelFacts:
     """Of all experts together."""
 
 
-def model_facts(model: ModelSpec, runs: Path) -> ModelFacts | None:
+def model_facts(model: ModelSpec, runs: Path, field: str = "model") -> ModelFacts | None:
     """Facts of a random, local, cached or packaged model; None if it is unknown here. Raises `UserError` for a wrong one."""
     if model.random is not None:
         config = model_config(model.random)
         if model.random.characters is not None:
             config.vocab_size = len(build_character_tokenizer(model.random.characters))
         return _facts_of(json.dumps(config.to_dict()))
-    file = _config_file(model, runs)
+    file = _config_file(model, runs, field)
     return None if file is None else _facts_of(file.read_text(encoding="utf-8"))
 
 
-def _config_file(model: ModelSpec, runs: Path) -> Path | None:
-    path = model_path(model, runs)
+def _config_file(model: ModelSpec, runs: Path, field: str) -> Path | None:
+    path = model_path(model, runs, field)
     if Path(path).is_dir():
         file = Path(path) / "config.json"
         if not file.is_file():
-            raise SpecError(f"model.path: {path} holds no config.json")
+            raise SpecError(f"{field}.path: {path} holds no config.json")
         return file
     if path.startswith((".", "/", "~")):
-        raise SpecError(f"model.path: {path} does not exist")
-    return _cached(path, model.revision) or packaged_shapes().get(path.rpartition("/")[2].lower())
+        raise SpecError(f"{field}.path: {path} does not exist")
+    return _cached(path, model.revision, field) or packaged_shapes().get(path.rpartition("/")[2].lower())
 
 
-def _cached(repository: str, revision: str | None) -> Path | None:
+def _cached(repository: str, revision: str | None, field: str) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
     try:
         found = try_to_load_from_cache(repository, "config.json", revision=revision)
     except HFValidationError:
-        raise SpecError(f"model.path: {repository} is neither a directory nor a hub id") from None
+        raise SpecError(f"{field}.path: {repository} is neither a directory nor a hub id") from None
     return Path(found) if isinstance(found, str) else None
 
 

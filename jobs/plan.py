@@ -18,11 +18,10 @@ from rlflow.jobs.kinds import KINDS
 from rlflow.jobs.memory import MemoryEstimate, estimate_memory
 from rlflow.jobs.model_facts import ModelFacts, model_facts
 from rlflow.jobs.settle import settle
-from rlflow.jobs.static_checks import static_problems
+from rlflow.jobs.static_checks import all_models, static_problems
 from rlflow.learner.load_model import expert_adapter_problem
 from rlflow.spec.jobs import InferJob, Job, RolloutJob, TrainingJob
 from rlflow.spec.load import load_job, resolved
-from rlflow.spec.rewards import ModelRewardSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,24 +90,25 @@ def plan(path: str, overrides: Sequence[str], assume_gpus: str | None) -> Plan:
 
 def plan_job(job: Job, devices: Devices, earlier_runs: Sequence[str] = ()) -> Plan:
     """Plan a job; `earlier_runs` are those that will have run before it."""
-    problems = static_problems(job, earlier_runs) + _reward_problems(job, devices)
-    placement, facts, too_many = None, None, []
+    problems = static_problems(job, earlier_runs)
+    placement, facts, others, too_many = None, None, {}, []
     try:
         placement = KINDS[job.kind].devices(job, devices.device)
         too_many = _count_problems(placement, devices)
         problems += too_many
         if job.model.from_run not in earlier_runs:
             facts = model_facts(job.model, Path(job.run.dir))
+        others = _other_facts(job, earlier_runs)
     except UserError as error:
         problems += str(error).splitlines()
     memory = None
     if facts is not None:
         problems += _shape_problems(job, facts)
     on_gpu = devices.device == "gpu"
-    job = settle(job, facts, on_gpu=on_gpu, device_gib=devices.memory_gib)
+    job = settle(job, facts, others, on_gpu=on_gpu, device_gib=devices.memory_gib)
     if facts is not None:
         problems += _learner_problems(job, facts) if isinstance(job, TrainingJob) else []
-        memory = estimate_memory(job, facts, on_gpu=on_gpu, device_gib=devices.memory_gib)
+        memory = estimate_memory(job, facts, others, on_gpu=on_gpu, device_gib=devices.memory_gib)
         problems += [] if too_many else _memory_problems(job, memory, devices)
     return Plan(job, devices, placement, facts, memory, list(dict.fromkeys(problems)))
 
@@ -130,18 +130,25 @@ def local_devices() -> Devices:
     return Devices("cpu", os.cpu_count() or 1, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30)
 
 
+def _other_facts(job: Job, earlier_runs: Sequence[str]) -> dict[str, ModelFacts]:
+    """Facts of the models beside the job's own, as far as they are known, by field."""
+    others = {field: model for field, model in all_models(job).items() if field != "model"}
+    found = {
+        field: model_facts(model, Path(job.run.dir), field)
+        for field, model in others.items()
+        if model.from_run not in earlier_runs or model.from_run is None
+    }
+    return {field: facts for field, facts in found.items() if facts is not None}
+
+
 def _count_problems(placement: DevicePlan, devices: Devices) -> list[str]:
     if devices.device == "gpu" and placement.num_devices > devices.count:
         ranks, engines = len(placement.seats_of("learner")), len(placement.seats_of("rollout"))
+        judges = f" (and {len(found)} of judges)" if (found := placement.seats_of("judge")) else ""
+        needed = f"{engines} engines{judges} need {placement.num_devices} GPUs, there are {devices.count}"
         if not ranks:
-            return [
-                f"rollout.num_workers x rollout.tensor_parallel_size: {engines} engines need {placement.num_devices} GPUs, "
-                f"there are {devices.count}"
-            ]
-        return [
-            f"learner.num_ranks, rollout.num_workers: {ranks} ranks and {engines} engines need {placement.num_devices} GPUs, "
-            f"there are {devices.count}"
-        ]
+            return [f"rollout.num_workers x rollout.tensor_parallel_size: {needed}"]
+        return [f"learner.num_ranks, rollout.num_workers: {ranks} ranks and {needed}"]
     engines = {d for seat in placement.seats_of("rollout") for d in seat.devices}
     if devices.device == "gpu" and len(engines) > len(placement.seats_of("learner")) > 0:
         return [
@@ -155,17 +162,6 @@ def _count_problems(placement: DevicePlan, devices: Devices) -> list[str]:
             f"there are {devices.count}"
         ]
     return []
-
-
-def _reward_problems(job: Job, devices: Devices) -> list[str]:
-    if devices.device == "cpu" or not isinstance(job, RolloutJob | InferJob):
-        return []
-    return [
-        f"rewards[{index}]: a reward of type model has no share of a GPU yet and would hold up every step on the processor; "
-        "use type judge with an endpoint of its own, a plugin, or run.device: cpu"
-        for index, reward in enumerate(job.rewards)
-        if isinstance(reward, ModelRewardSpec)
-    ]
 
 
 def _shape_problems(job: Job, facts: ModelFacts) -> list[str]:

@@ -11,9 +11,10 @@ from rlflow.data.rows import Rows
 from rlflow.data.tokenized import PromptSet, tokenize_conversations, tokenize_prompts
 from rlflow.data.tokenized_preferences import tokenize_labelled, tokenize_pairs
 from rlflow.errors import DataError, SpecError
+from rlflow.jobs.earlier_runs import with_answers
 from rlflow.loops.conversations import ConversationLengths
 from rlflow.observe.run_dir import RunDirectory
-from rlflow.spec.jobs import InferJob, Job, KtoJob, PreferenceJob, RolloutJob, SftJob
+from rlflow.spec.jobs import Job, KtoJob, PreferenceJob, RolloutJob, SftJob
 from rlflow.spec.model import ModelSpec, RandomModelSpec
 
 
@@ -124,7 +125,7 @@ def load_rows(job: Job, run: RunDirectory) -> tuple[Rows, Rows]:
     from rlflow.data.sources import load_sources
     from rlflow.data.split import split_held_out
 
-    train, held_out = split_held_out(load_sources(job.data, cache_dir(run), _row_format(job)), job.data)
+    train, held_out = split_held_out(load_sources(with_answers(job), cache_dir(run), _row_format(job)), job.data)
     if len(train) == 0:
         raise DataError("data.held_out: no row is left to train on")
     return train, held_out
@@ -145,11 +146,6 @@ def _row_format(job: Job) -> Any:
 def cache_dir(run: RunDirectory) -> Path:
     """Where tokenised rows lie."""
     return run.path / "data"
-
-
-def output_path(job: InferJob) -> Path:
-    """Where answers are written."""
-    return Path(job.infer.output or f"{job.run.dir}/{job.run.name}/output.jsonl").expanduser().absolute()
 
 
 class PromptRows:

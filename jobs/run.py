@@ -19,9 +19,10 @@ from rlflow.data.rows import Rows
 from rlflow.errors import RlflowError, SpecError, UserError
 from rlflow.jobs.checks import check_jobs, check_specs, machine_devices, read_rows
 from rlflow.jobs.context import JobContext, Machine
+from rlflow.jobs.earlier_runs import output_path
 from rlflow.jobs.kinds import KINDS
 from rlflow.jobs.plan import plan_job
-from rlflow.jobs.prepare import output_path
+from rlflow.jobs.prepare import load_rows
 from rlflow.jobs.ray_job import describe_job, job_id
 from rlflow.jobs.static_checks import check_same_spec
 from rlflow.observe.checkpoints import step_name
@@ -74,10 +75,11 @@ def _run_unfinished(texts: Sequence[tuple[str, Job]], console: Console) -> dict[
     return {job.run.name: _run_job(text, job, own, machine, console) for (text, job), own in zip(texts, rows, strict=True)}
 
 
-def _run_job(text: str, job: Job, rows: tuple[Rows, ...], machine: Machine, console: Console) -> float:
+def _run_job(text: str, job: Job, rows: tuple[Rows, ...] | None, machine: Machine, console: Console) -> float:
     run, begin = _directory(job), time.time()
     with run.lock():
         if not _is_finished(run, job):  # another process may have run it meanwhile
+            rows = load_rows(job, run) if rows is None else rows
             _open_run(run, text, job)
             _train(run, plan_job(job, machine_devices(machine)).job, rows, machine, console)
     return time.time() - begin

@@ -26,6 +26,7 @@ from rlflow.jobs.context import JobContext, Machine
 from rlflow.jobs.length import total_steps
 from rlflow.jobs.prepare import PreparedModel, PromptRows, prepare_model, prepare_rows
 from rlflow.jobs.recovery import run_loop
+from rlflow.jobs.rewards import find_reward_models, judge_devices, score_on_devices
 from rlflow.loops.sampling import SamplingLoop, token_mean_settings
 from rlflow.loops.state import LoopState
 from rlflow.spec.jobs import RolloutJob
@@ -59,6 +60,8 @@ async def run_sampling_job(job: RolloutJob, context: JobContext, parts_of: Calla
 
     async def start() -> LearnerGroup:
         learner = LearnerGroup(placement, devices, setup, can_offload=_takes_turns(job, context.machine))
+        if rewards.holds_devices:  # before the engine looks for what is free
+            await rewards.ready()
         await _start(learner, rollouts, context)
         await rewards.ready()
         return learner
@@ -92,6 +95,8 @@ def sampling_devices(job: RolloutJob, device: Literal["gpu", "cpu"]) -> DevicePl
         rollout_workers=job.rollout.num_workers,
         tensor_parallel_size=job.rollout.tensor_parallel_size,
         reward_workers=job.reward_pool.num_workers,
+        rewards_on_devices=score_on_devices(job, device),
+        judges=judge_devices(job, device),
     )
 
 
@@ -152,10 +157,11 @@ def _rollout_setup(job: RolloutJob, model: PreparedModel, machine: Machine) -> R
 
 def _reward_setup(job: RolloutJob, model: PreparedModel, context: JobContext) -> RewardSetup:
     return RewardSetup(
-        rewards=job.rewards,
+        rewards=find_reward_models(job),
         tokenizer_path=model.tokenizer_path,
         max_completion_tokens=job.rollout.max_completion_tokens,
         working_dir=context.working_dir,
+        num_threads=context.machine.threads(1),
     )
 
 

@@ -1,26 +1,31 @@
 """What a spec leaves to `auto` and the plan decides."""
 
 import math
+from collections.abc import Mapping
 from itertools import product
 
-from rlflow.jobs.memory import engine_gib, estimate_memory
+from rlflow.jobs.memory import NO_OTHERS, engine_gib, estimate_memory, least_engine_gib, rewards_gib
 from rlflow.jobs.model_facts import ModelFacts
-from rlflow.spec.jobs import Job, RolloutJob, TrainingJob
+from rlflow.spec.jobs import InferJob, Job, RolloutJob, TrainingJob
 
 _RESIDENCIES = ("together", "turns")
 _CHECKPOINTING = ("none", "selective", "full")
 _LARGEST_SHARE = 0.85
-"""Of a device, for an engine."""
+"""Of a device, for an engine and what stays beside it."""
 _MARGIN = 0.9
 """Share of a device that a choice may fill by the estimate."""
 
 
-def settle(job: Job, facts: ModelFacts | None, *, on_gpu: bool, device_gib: float) -> Job:
+def settle(
+    job: Job, facts: ModelFacts | None, others: Mapping[str, ModelFacts] = NO_OTHERS, *, on_gpu: bool, device_gib: float
+) -> Job:
     """A job with residency, engine memory, ZeRO stage and checkpointing decided: the fastest that fit, or else the frugal.
 
     Keeping engines and learner on the device comes first, then activations, then parameters and gradients whole. An unknown model
-    gets the most frugal.
+    gets the most frugal. `others`: of `estimate_memory`.
     """
+    if isinstance(job, InferJob):
+        return _beside_rewards(job, facts, others, device_gib) if on_gpu and facts is not None else job
     if not isinstance(job, TrainingJob):
         return job
     choices = [
@@ -29,9 +34,9 @@ def settle(job: Job, facts: ModelFacts | None, *, on_gpu: bool, device_gib: floa
     if facts is None:
         return choices[-1]
     if on_gpu:
-        choices = [_with_engine_memory(choice, facts, device_gib) for choice in choices]
+        choices = [_with_engine_memory(choice, facts, others, device_gib) for choice in choices]
     for choice in choices:
-        if estimate_memory(choice, facts, on_gpu=on_gpu, device_gib=device_gib).peak <= _MARGIN * device_gib:
+        if estimate_memory(choice, facts, others, on_gpu=on_gpu, device_gib=device_gib).peak <= _MARGIN * device_gib:
             return choice
     return choices[-1]
 
@@ -66,8 +71,18 @@ def _with(job: TrainingJob, residency: str, checkpointing: str, zero_stage: int)
     return settled.model_copy(update={"residency": residency}) if residency else settled
 
 
-def _with_engine_memory(job: TrainingJob, facts: ModelFacts, device_gib: float) -> TrainingJob:
+def _with_engine_memory(job: TrainingJob, facts: ModelFacts, others: Mapping[str, ModelFacts], device_gib: float) -> TrainingJob:
     if not isinstance(job, RolloutJob) or job.rollout.gpu_memory_utilization != "auto" or device_gib == math.inf:
         return job
-    share = min(engine_gib(job, facts) / device_gib, _LARGEST_SHARE)
+    largest = _LARGEST_SHARE - rewards_gib(job, facts, others, on_gpu=True) / device_gib
+    share = max(min(engine_gib(job, facts) / device_gib, largest), least_engine_gib(job, facts) / device_gib)
+    return job.model_copy(update={"rollout": job.rollout.model_copy(update={"gpu_memory_utilization": round(share, 3)})})
+
+
+def _beside_rewards(job: InferJob, facts: ModelFacts, others: Mapping[str, ModelFacts], device_gib: float) -> InferJob:
+    """An engine without a learner takes what reward models leave."""
+    gib = rewards_gib(job, facts, others, on_gpu=True)
+    if not gib or job.rollout.gpu_memory_utilization != "auto" or device_gib == math.inf:
+        return job
+    share = max(_LARGEST_SHARE - gib / device_gib, least_engine_gib(job, facts) / device_gib)
     return job.model_copy(update={"rollout": job.rollout.model_copy(update={"gpu_memory_utilization": round(share, 3)})})

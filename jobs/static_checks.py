@@ -8,14 +8,17 @@ from rlflow.data.files import list_files
 from rlflow.data.modelscope_hub import check_modelscope
 from rlflow.errors import SpecError, UserError
 from rlflow.jobs.adapters import find_adapter
-from rlflow.jobs.prepare import model_path, output_path
+from rlflow.jobs.earlier_runs import output_path, waits_for_answers, with_answers
+from rlflow.jobs.prepare import model_path
+from rlflow.jobs.rewards import reward_models
 from rlflow.learner.quantization import check_bitsandbytes
 from rlflow.observe.answers import errors_path
 from rlflow.observe.run_dir import RunDirectory
 from rlflow.spec.jobs import DpoJob, InferJob, Job, RolloutJob
 from rlflow.spec.load import resolved
+from rlflow.spec.model import ModelSpec
 from rlflow.spec.preferences import PluginLossSpec
-from rlflow.spec.rewards import ModelRewardSpec, PluginSpec, with_token_limits
+from rlflow.spec.rewards import JudgeSpec, ModelRewardSpec, PluginSpec, with_token_limits
 from rlflow.spec.sources import FileSource, SelfCognitionSource
 
 
@@ -36,13 +39,24 @@ def static_problems(job: Job, earlier_runs: Sequence[str] = ()) -> list[str]:
             check(job)
         except UserError as error:
             problems += str(error).splitlines()
-    for field, model in {"model": job.model, **job.other_models}.items():
+    if not waits_for_answers(job, earlier_runs):
+        try:
+            with_answers(job)
+        except UserError as error:
+            problems.append(str(error))
+    for field, model in all_models(job).items():
         if model.from_run is not None and model.from_run not in earlier_runs:
             try:
                 model_path(model, Path(job.run.dir), field)
             except UserError as error:
                 problems.append(str(error))
     return problems
+
+
+def all_models(job: Job) -> dict[str, ModelSpec]:
+    """The job's models by the name of their field."""
+    models = {"model": job.model, **job.other_models}
+    return models | (reward_models(job) if isinstance(job, RolloutJob | InferJob) else {})
 
 
 def check_same_spec(run: RunDirectory, job: Job) -> None:
@@ -77,7 +91,7 @@ def _check_sources(job: Job) -> None:
 
 def _check_hubs(job: Job) -> None:
     hubs = {f"data.sources[{index}]": getattr(source, "hub", None) for index, source in enumerate(job.data.sources)}
-    hubs |= {field: model.hub for field, model in {"model": job.model, **job.other_models}.items()}
+    hubs |= {field: model.hub for field, model in all_models(job).items()}
     for field, hub in hubs.items():
         if hub == "modelscope":
             check_modelscope(f"{field}.hub")
@@ -101,8 +115,20 @@ def _check_rewards(job: Job) -> None:
             file = reward.target.rpartition(":")[0]
             if file.endswith(".py") and not Path(file).is_file():
                 lines.append(f"rewards[{index}].target: {file} does not exist")
-        if isinstance(reward, ModelRewardSpec) and not _may_be_hub_id(reward.path) and not Path(reward.path).is_dir():
+        if (
+            isinstance(reward, ModelRewardSpec)
+            and reward.path
+            and not _may_be_hub_id(reward.path)
+            and not Path(reward.path).is_dir()
+        ):
             lines.append(f"rewards[{index}].path: there is no directory {reward.path}")
+        if (
+            isinstance(reward, JudgeSpec)
+            and reward.engine
+            and not _may_be_hub_id(reward.model)
+            and not Path(reward.model).is_dir()
+        ):
+            lines.append(f"rewards[{index}].model: there is no directory {reward.model}")
     if lines:
         raise UserError("\n".join(lines))
 
@@ -128,7 +154,7 @@ def _check_output(job: Job) -> None:
 def _check_losses(job: Job) -> None:
     if not isinstance(job, DpoJob):
         return
-    from rlflow.algorithms.preference_losses import load_function
+    from rlflow.algorithms.pair_losses import load_function
 
     for index, loss in enumerate(job.dpo.losses):
         if isinstance(loss, PluginLossSpec):

@@ -63,6 +63,7 @@ class JudgeReward:
         return json.dumps(body).encode()
 
     def _ask(self, body: bytes) -> Any:
+        assert self._spec.endpoint is not None, "the job knows where its engine is"
         url = self._spec.endpoint.rstrip("/") + "/chat/completions"
         request = urllib.request.Request(url, data=body, headers=self._headers)
         with urllib.request.urlopen(request, timeout=self._spec.request_timeout_s) as response:

@@ -1,6 +1,7 @@
 """Reward of a trained reward model: a transformers sequence classifier with one score."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from rlflow.errors import RewardError
 from rlflow.rewards.api import RewardSample
@@ -20,6 +21,8 @@ class ModelReward:
         logging.disable_progress_bar()
         hub_logging.set_verbosity_error()  # retries of a download are not news; its failure is raised
         torch.set_num_threads(spec.num_threads)
+        self._device = "cuda" if spec.device == "auto" and torch.cuda.is_available() else "cpu"
+        assert spec.path is not None, "the job finds the model of an earlier run"
         config = AutoConfig.from_pretrained(spec.path)
         if config.num_labels != 1:
             raise RewardError(f"{spec.path} is no reward model: it has {config.num_labels} labels, not one score")
@@ -28,11 +31,11 @@ class ModelReward:
             raise RewardError(f"the tokenizer of {spec.path} has no chat template")
         self._tokenizer.padding_side = "right"
         self._model, info = AutoModelForSequenceClassification.from_pretrained(
-            spec.path, dtype=getattr(torch, spec.dtype), output_loading_info=True
+            spec.path, dtype=_dtype(spec, self._device), output_loading_info=True
         )
         if info["missing_keys"]:
             raise RewardError(f"{spec.path} is no reward model: it has no weights {', '.join(sorted(info['missing_keys']))}")
-        self._model.eval()
+        self._model.eval().to(self._device)
         if self._model.config.pad_token_id is None:
             self._model.config.pad_token_id = self._tokenizer.pad_token_id
         self._batch_size, self._max_tokens = spec.batch_size, spec.max_tokens
@@ -51,7 +54,7 @@ class ModelReward:
             if longest > self._max_tokens:
                 raise RewardError(f"a conversation of {longest} tokens is longer than max_tokens ({self._max_tokens})")
             with torch.inference_mode():
-                scores += self._model(**batch).logits[:, 0].float().tolist()
+                scores += self._model(**batch.to(self._device)).logits[:, 0].float().tolist()
         return scores
 
     def _render(self, sample: RewardSample) -> str:
@@ -59,3 +62,10 @@ class ModelReward:
         text = self._tokenizer.apply_chat_template(messages, tokenize=False)
         assert isinstance(text, str)
         return text
+
+
+def _dtype(spec: ModelRewardSpec, device: str) -> Any:
+    import torch
+
+    default = torch.float32 if device == "cpu" else torch.bfloat16
+    return default if spec.dtype == "auto" else getattr(torch, spec.dtype)

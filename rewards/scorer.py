@@ -9,7 +9,7 @@ from rlflow.errors import RewardPluginError
 from rlflow.rewards.api import RewardSample
 from rlflow.rewards.protocol import Failed, Outcome
 from rlflow.rewards.sandbox import RewardSandbox
-from rlflow.spec.rewards import RewardSpec, resolve_names, with_token_limits
+from rlflow.spec.rewards import RewardSpec, on_processor, resolve_names, with_token_limits
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,5 +103,5 @@ class RewardScorer:
 
 def check_plugins(specs: Sequence[RewardSpec], *, max_completion_tokens: int, cwd: str | None = None) -> tuple[str, ...]:
     """Import and build every reward once, and return their names. Raises what RewardScorer raises."""
-    with RewardScorer(specs, max_completion_tokens=max_completion_tokens, cwd=cwd) as scorer:
+    with RewardScorer(on_processor(specs), max_completion_tokens=max_completion_tokens, cwd=cwd) as scorer:
         return scorer.names

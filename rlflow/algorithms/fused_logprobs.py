@@ -153,8 +153,8 @@ def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
         total += left @ right
 
 
-def token_chunks(hidden_NH: Tensor, weight_VH: Tensor) -> list[slice]:
-    """Chunks of the positions, each with at most `CHUNK_BYTES` of logits."""
+def token_chunks(hidden_NH: Tensor, weight_VH: Tensor, copies: int = 1) -> list[slice]:
+    """Chunks of the positions, each with at most `CHUNK_BYTES` for `copies` matrices of the logits' size."""
     count = hidden_NH.shape[0]
-    size = max(1, CHUNK_BYTES // (weight_VH.shape[0] * hidden_NH.element_size()))
+    size = max(1, CHUNK_BYTES // (copies * weight_VH.shape[0] * hidden_NH.element_size()))
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]

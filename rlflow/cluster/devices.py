@@ -1,12 +1,12 @@
 """Which role runs on which device: a pure function of the spec and the number of devices."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from rlflow.errors import SpecError
 
-ROLLOUT_SHARE = 0.5
-"""Share of a device that a rollout engine is booked with when a learner rank sits beside it; Ray only counts it."""
 CPU_DEVICE_CPUS = 0.5
 """CPUs booked for a device of a machine without GPUs: workers take turns, so they share the cores."""
 GPU_DEVICE_CPUS = 2.0
@@ -15,17 +15,23 @@ REWARD_CPUS = 0.5
 """CPUs booked for a reward worker."""
 
 
+_COUNTED = 10_000
+"""Parts of a resource that Ray tells apart."""
+
+Role = Literal["learner", "rollout", "reward", "judge"]
+
+
 @dataclass(frozen=True, slots=True)
 class Seat:
     """An actor's place."""
 
-    role: Literal["learner", "rollout", "reward"]
+    role: Role
     index: int
     bundle: int
     devices: tuple[int, ...]
-    """Devices (bundles of kind gpu or cpu) it computes on; none for reward workers."""
+    """Devices (bundles of kind gpu or cpu) it computes on; none for reward workers without a model on one."""
     share: float
-    """Of each device."""
+    """Of each device; Ray only counts it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,18 +55,36 @@ def plan_devices(
     rollout_workers: int,
     tensor_parallel_size: int,
     reward_workers: int,
+    rewards_on_devices: bool = False,
+    judges: Sequence[int] = (),
 ) -> DevicePlan:
-    """Learner rank r sits on device r; engine i on devices i*t to i*t + t-1; they share devices by turns."""
+    """Learner rank r sits on device r; engine i on devices i*t to i*t + t-1; they share devices by turns.
+
+    Reward workers sit beside them: with `rewards_on_devices` worker i on device i (and from the first again), else on none.
+    `judges`: devices of each judge's engine, which nobody shares.
+    """
     if tensor_parallel_size > 1 and device == "cpu":
         raise SpecError("rollout.tensor_parallel_size: engines without GPU cannot be spread over devices; set it to 1")
-    num_devices = max(learner_ranks, rollout_workers * tensor_parallel_size)
+    t = tensor_parallel_size
+    num_devices = max(learner_ranks, rollout_workers * t)
     device_bundle = {"GPU": 1.0, "CPU": GPU_DEVICE_CPUS} if device == "gpu" else {"CPU": CPU_DEVICE_CPUS}
-    bundles = [device_bundle] * num_devices + [{"CPU": REWARD_CPUS}] * reward_workers
-    rollout_devices = set(range(rollout_workers * tensor_parallel_size))
-    seats = [Seat("learner", r, r, (r,), 1 - ROLLOUT_SHARE if r in rollout_devices else 1.0) for r in range(learner_ranks)]
-    for i in range(rollout_workers):
-        devices = tuple(range(i * tensor_parallel_size, (i + 1) * tensor_parallel_size))
-        shared = any(d < learner_ranks for d in devices)
-        seats.append(Seat("rollout", i, devices[0], devices, ROLLOUT_SHARE if shared else 1.0))
-    seats += [Seat("reward", i, num_devices + i, (), 0.0) for i in range(reward_workers)]
+    bundles = [device_bundle] * num_devices
+    places: list[tuple[Role, int, tuple[int, ...]]] = [("learner", rank, (rank,)) for rank in range(learner_ranks)]
+    places.extend([("rollout", i, tuple(range(i * t, (i + 1) * t))) for i in range(rollout_workers)])
+    if rewards_on_devices:
+        places.extend([("reward", i, (i % num_devices,)) for i in range(reward_workers)])
+    seats = [Seat(role, index, where[0], where, _share(where, places)) for role, index, where in places]
+    if not rewards_on_devices:
+        bundles += [{"CPU": REWARD_CPUS}] * reward_workers
+        seats += [Seat("reward", i, num_devices + i, (), 0.0) for i in range(reward_workers)]
+    for index, size in enumerate(judges):
+        seats.append(Seat("judge", index, len(bundles), tuple(range(num_devices, num_devices + size)), 1.0))
+        bundles.append({name: amount * size if name == "GPU" else amount for name, amount in device_bundle.items()})
+        num_devices += size
     return DevicePlan(device, num_devices, tuple(bundles), tuple(seats))
+
+
+def _share(devices: tuple[int, ...], places: Sequence[tuple[Role, int, tuple[int, ...]]]) -> float:
+    """An equal part of the fullest device, rounded down to what Ray can count."""
+    most = max(sum(device in others for _, _, others in places) for device in devices)
+    return math.floor(_COUNTED / most) / _COUNTED

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from rlflow.algorithms.batch_plan import StepPlan
-from rlflow.algorithms.distillation import GeneralizedJsd
+from rlflow.algorithms.distillation import DistillationObjective
 from rlflow.algorithms.losses import PolicyLoss, SmoothedCrossEntropy
 from rlflow.algorithms.policy_batch import PolicyBatch, ScoredGroup
 from rlflow.algorithms.policy_terms import KlEstimator
@@ -137,13 +137,13 @@ class DistillationLearner(Protocol):
     """Trains a policy towards a teacher."""
 
     async def distill_samples(
-        self, batch: PolicyBatch, groups: Sequence[Any], objective: GeneralizedJsd, learning_rate: float
+        self, batch: PolicyBatch, groups: Sequence[Any], objective: DistillationObjective, learning_rate: float
     ) -> dict[str, float]:
         """Metrics of an optimiser step on sampled completions."""
         ...
 
     async def distill_conversations(
-        self, step: StepPlan, rows: Sequence[int], objective: GeneralizedJsd, learning_rate: float
+        self, step: StepPlan, rows: Sequence[int], objective: DistillationObjective, learning_rate: float
     ) -> dict[str, float]:
         """Metrics of an optimiser step on tokenised rows."""
         ...

@@ -10,7 +10,7 @@ from ray.exceptions import RayActorError
 
 from rlflow.actors.learner import LearnerActor, LearnerSetup
 from rlflow.algorithms.batch_plan import StepPlan
-from rlflow.algorithms.distillation import GeneralizedJsd
+from rlflow.algorithms.distillation import DistillationObjective
 from rlflow.algorithms.losses import PolicyLoss, SmoothedCrossEntropy
 from rlflow.algorithms.policy_batch import PolicyBatch
 from rlflow.algorithms.policy_terms import KlEstimator
@@ -92,13 +92,13 @@ class LearnerGroup:
         return await self._first("train_conversations", step, list(rows), token_loss, learning_rate)
 
     async def distill_samples(
-        self, batch: PolicyBatch, groups: Sequence[ObjectRef], objective: GeneralizedJsd, learning_rate: float
+        self, batch: PolicyBatch, groups: Sequence[ObjectRef], objective: DistillationObjective, learning_rate: float
     ) -> dict[str, float]:
         """Metrics of one optimiser step on sampled completions."""
         return await self._first("distill_samples", ray.put(batch), list(groups), objective, learning_rate)
 
     async def distill_conversations(
-        self, step: StepPlan, rows: Sequence[int], objective: GeneralizedJsd, learning_rate: float
+        self, step: StepPlan, rows: Sequence[int], objective: DistillationObjective, learning_rate: float
     ) -> dict[str, float]:
         """Metrics of one optimiser step on tokenised rows."""
         return await self._first("distill_conversations", step, list(rows), objective, learning_rate)

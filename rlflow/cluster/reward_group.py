@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import ray
@@ -9,6 +10,7 @@ from ray import ObjectRef
 
 from rlflow.actors.reward import PromptRow, RewardActor, RewardSetup
 from rlflow.cluster.devices import DevicePlan
+from rlflow.cluster.judges import JudgeGroup
 from rlflow.cluster.placement import Placement
 
 
@@ -16,14 +18,27 @@ class RewardGroup:
     """Hands groups to reward workers in turn. Ray restarts a dead worker and scores its groups again."""
 
     def __init__(self, placement: Placement, plan: DevicePlan, setup: RewardSetup, *, max_restarts: int) -> None:
+        self._placement, self._seats, self._setup = placement, plan.seats_of("reward"), setup
+        self._options = {"max_restarts": max_restarts, "max_task_retries": max_restarts}
+        self._judges = JudgeGroup(placement, plan)
+        self._workers: list[Any] = []
+        self._turn: Iterator[Any] = iter(())
+        if not plan.seats_of("judge"):
+            self._start([setup])
+        self.holds_devices = any(seat.devices for seat in plan.seats_of("reward"))
+        """Whether models of rewards lie on devices."""
+
+    def _start(self, setups: Sequence[RewardSetup]) -> None:
         self._workers = [
-            placement.start(RewardActor, seat, setup, max_restarts=max_restarts, max_task_retries=max_restarts)
-            for seat in plan.seats_of("reward")
+            self._placement.start(RewardActor, seat, setup, **self._options)
+            for seat, setup in zip(self._seats, itertools.cycle(setups), strict=False)
         ]
         self._turn = itertools.cycle(self._workers)
 
     async def ready(self) -> None:
-        """Wait until all workers are up."""
+        """Wait until all workers are up, and before them the engines of judges."""
+        if not self._workers:
+            self._start(await self._judges.start(self._setup))
         await asyncio.gather(*(worker.ready.remote() for worker in self._workers))
 
     async def score(self, row: PromptRow, group: ObjectRef) -> tuple[list[Any], ObjectRef]:
@@ -32,7 +47,8 @@ class RewardGroup:
         return await scores, texts
 
     async def close(self) -> None:
-        """Stop the plugin processes and end the actors."""
-        await asyncio.gather(*(worker.close.remote() for worker in self._workers), return_exceptions=True)
+        """Stop the plugin processes and the engines of judges, and end the actors."""
+        closing = (worker.close.remote() for worker in self._workers)
+        await asyncio.gather(self._judges.close(), *closing, return_exceptions=True)
         for worker in self._workers:
             ray.kill(worker)

@@ -96,5 +96,4 @@ def _models(settings: Settings, draft: Draft) -> Iterator[dict[str, Any]]:
         plugin = plugins[index] if index < len(plugins) else "default"
         if plugin != "default":
             raise UserError(f"--reward_model_plugin {plugin}: has no equivalent; a generative judge is a reward of type judge")
-        draft.note("changed", f"--reward_model {path}", "scores on the processor, beside the GPUs; a judge has an endpoint")
         yield {"type": "model", "path": path}

@@ -132,7 +132,7 @@ RLHF: dict[str, Flag] = {
     "offload_teacher_model": same("student and teacher take turns on the GPU", boolean, (True,), "learner models take turns"),
     "lmbda": part(number, 0.5),
     "seq_kd": missing(
-        "on-policy steps sample from the student; `rlflow infer` with the teacher writes its answers", boolean, (False,)
+        "the teacher answers in a spec of kind infer before this one, and a source of type run reads it", boolean, (False,)
     ),
     "sft_alpha": missing("the loss is the divergence alone", number, (0,)),
     "gkd_logits_topk": part(integer),

@@ -14,7 +14,7 @@ from rlflow.data.rows import Format, Part, Rows
 from rlflow.data.self_cognition import BUILT_IN, fill_placeholders
 from rlflow.errors import DataError
 from rlflow.spec.data import DataSpec, MixSpec
-from rlflow.spec.sources import FileSource, Hub, HubSource, SelfCognitionSource, SourceSpec
+from rlflow.spec.sources import FileSource, Hub, HubSource, ReasoningGymSource, SelfCognitionSource, SourceSpec
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -64,6 +64,7 @@ def _load_source(
         named = [(name, fill_placeholders(dataset, source, spec, name)) for name, dataset in loaded]
         return [_build_part(name, dataset, detect, number) for name, dataset in named]
     else:
+        assert isinstance(source, ReasoningGymSource), "the job finds the files of an earlier run"
         named = [(f"reasoning_gym:{source.task}", generate_puzzles(source, field))]
     return [_build_part(name, _rename(dataset, source.columns, field, name), detect, number) for name, dataset in named]
 

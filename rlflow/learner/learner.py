@@ -35,7 +35,7 @@ Objective = Callable[[Any], tuple[Tensor, Means]]
 objective's `level` is `sequence`.
 """
 Scores = dict[int, Tensor]
-"""Sequence -> one value for each of its trained tokens, float32 [n] (what a teacher says of them: [n, K])."""
+"""Sequence -> one value for each of its trained tokens, float32 [n] (what a teacher says of them: [n, ...])."""
 Role = Literal["policy", "value", "teacher"]
 """A causal language model; one with a scalar head, a critic or a reward model; or a frozen one, without optimiser."""
 
@@ -54,7 +54,7 @@ class Learner:
         seed: int = 0,
         role: Role = "policy",
         keep_reference: bool = False,
-        num_candidates: int = 0,
+        num_candidates: int | None = None,
         num_tokens: int = 0,
         bucket_bytes: int | None = None,
     ) -> None:
@@ -126,17 +126,22 @@ class Learner:
                 scores.update(batch.split(per_token(self._engine(batch, self._temperature))))
         return scores
 
-    def likeliest_tokens(self, step: StepPlan, sequences: Mapping[int, TrainSequence]) -> tuple[Scores, Scores]:
-        """A teacher's K likeliest tokens in the place of each trained token, int64 [n, K], and their log-probabilities."""
-        tokens: Scores = {}
-        logprobs: Scores = {}
+    def ask_teacher(self, step: StepPlan, sequences: Mapping[int, TrainSequence]) -> dict[str, Scores]:
+        """What a teacher says in the place of each of this rank's trained tokens: the fields of `LikeliestTokens`, or of
+        `HiddenStates`.
+        """
+        answers: dict[str, Scores] = {}
         with self._without_gradient():
             for micro_batch in step.ranks[self._info.rank]:
                 batch = self._build(micro_batch, sequences, step)
-                output = self._engine(batch, self._temperature)
-                tokens.update(batch.split(output.tokens_NK))
-                logprobs.update(batch.split(output.logprobs_NK))
-        return tokens, logprobs
+                for name, values in self._engine(batch, self._temperature)._asdict().items():
+                    answers.setdefault(name, {}).update(batch.split(values))
+        return answers
+
+    @property
+    def teacher_head(self) -> Tensor:
+        """A teacher's output head [U, G], in host memory, once it has been asked for hidden states."""
+        return self._model.head
 
     def score_all(self, steps: Iterable[StepPlan], sequences: Mapping[int, TrainSequence], *, reference: bool = False) -> Scores:
         """`score` of several steps; a step that comes again, in a later epoch, once."""
@@ -219,7 +224,8 @@ class Learner:
         self, batch: MicroBatchTensors, objective: Objective, known: Mapping[str, Scores], temperature: float | None = None
     ) -> tuple[Tensor, Means]:
         flat = {name: batch.flatten(values) for name, values in known.items()}
-        batch = replace(batch, candidates_NK=flat.pop("candidates", None))
+        if hasattr(objective, "head_score"):
+            batch = replace(batch, head_score=objective.head_score(flat))
         output = self._engine(batch, self._temperature if temperature is None else temperature)
         losses, means = objective(self._model.inputs(output, batch, flat))
         weights = batch.sequence_weights_S if getattr(objective, "level", "token") == "sequence" else batch.weights_N

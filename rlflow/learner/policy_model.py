@@ -6,8 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from rlflow.algorithms.distillation import DistillationInputs
-from rlflow.algorithms.fused_candidates import fused_candidate_logprobs
+from rlflow.algorithms.distillation import DistillationInputs, HeadScore
 from rlflow.algorithms.fused_logprobs import TokenScores, fused_logprobs
 from rlflow.algorithms.load_balancing import load_balancing_loss
 from rlflow.algorithms.losses import LossInputs
@@ -27,11 +26,11 @@ class LogprobHead(nn.Module):
         self.weight = lm_head.weight
 
     def forward(
-        self, hidden_NH: Tensor, targets_N: Tensor, temperature: float, candidates_NK: Tensor | None = None
+        self, hidden_NH: Tensor, targets_N: Tensor, temperature: float, score: HeadScore | None = None
     ) -> TokenScores | Tensor:
-        """Score N targets from their hidden states; or log-probabilities [N, K] of the candidates, if there are any."""
-        if candidates_NK is not None:
-            return fused_candidate_logprobs(hidden_NH, self.weight, candidates_NK, temperature)
+        """Score N targets from their hidden states; or what `score` makes of these and the weight."""
+        if score is not None:
+            return score(hidden_NH, self.weight, temperature=temperature)
         return fused_logprobs(hidden_NH, self.weight, targets_N, temperature)
 
 
@@ -39,7 +38,7 @@ class PolicyOutput(NamedTuple):
     """Of a micro-batch (a tuple, which DeepSpeed's hooks see through)."""
 
     scores: Any
-    """`TokenScores`, or log-probabilities float32 [N, K] of the batch's candidates."""
+    """`TokenScores`, or what the batch's `head_score` returns."""
     balance_S: Tensor | None
     """float32 [S]: load-balancing loss of each sequence, with gradient; None if not asked for."""
 
@@ -67,12 +66,12 @@ class PolicyModel(nn.Module):
         return self.causal_lm[0].config
 
     def forward(self, batch: MicroBatchTensors, temperature: float) -> PolicyOutput:
-        """Score the batch's N trained tokens, or its candidates for them."""
+        """Score the batch's N trained tokens."""
         output = self.base_output(batch)
         if self._parallel is not None:
             return PolicyOutput(self._shared_scores(output, batch, temperature, self._parallel), None)
         hidden_NH = output.last_hidden_state.flatten(0, 1)[batch.source_N]
-        scores = self.causal_lm[0].get_output_embeddings()(hidden_NH, batch.targets_N, temperature, batch.candidates_NK)
+        scores = self.causal_lm[0].get_output_embeddings()(hidden_NH, batch.targets_N, temperature, batch.head_score)
         return PolicyOutput(scores, self._balance(output, batch) if self._balances_experts else None)
 
     def _shared_scores(
@@ -114,13 +113,8 @@ class PolicyModel(nn.Module):
     ) -> LossInputs | DistillationInputs:
         """What a policy's or a student's objective depends on."""
         scores = output.scores
-        if batch.candidates_NK is not None:
-            return DistillationInputs(
-                logprobs_NK=scores,
-                teacher_logprobs_NK=known["teacher_logprobs"],
-                counts=batch.counts,
-                weights_N=batch.weights_N,
-            )
+        if batch.head_score is not None:
+            return DistillationInputs(scores, known.get("teacher_logprobs"))
         return LossInputs(
             logprobs_N=scores.logprobs_N,
             mean_logprobs_N=scores.mean_logprobs_N,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from rlflow.algorithms.batch_plan import MicroBatch
+from rlflow.algorithms.distillation import HeadScore
 from rlflow.learner.attention import Segments
 
 
@@ -56,8 +57,8 @@ class MicroBatchTensors:
     sampler_logprobs_N: Tensor | None
     counts: tuple[int, ...]
     """Trained tokens of each sequence."""
-    candidates_NK: Tensor | None = None
-    """Tokens to score instead of the targets (distillation)."""
+    head_score: HeadScore | None = None
+    """What the output head computes instead of the targets' scores (distillation)."""
 
     def flatten(self, per_sequence: Mapping[int, Tensor]) -> Tensor:
         """Per-sequence values [n, ...] in the order of this micro-batch, [N, ...] on its device."""

@@ -53,6 +53,8 @@ def _best(row: AnsweredRow, reasons: list[str | None]) -> tuple[list[Record], li
 
 
 def _reason_to_drop(row: AnsweredRow, index: int, spec: InferSpec) -> str | None:
+    if not row.texts[index].strip():
+        return "empty"  # no row to train on
     if spec.drop_truncated and row.summary.finish_reasons[index] == "length":
         return "truncated"
     if spec.drop_unbalanced_thinking and not is_balanced(row.texts[index]):

@@ -3,7 +3,7 @@
 import random
 from dataclasses import dataclass
 
-from rlflow.algorithms.distillation import GeneralizedJsd
+from rlflow.algorithms.distillation import DistillationObjective, LikeliestTokensJsd, WholeVocabularyJsd
 from rlflow.algorithms.policy_batch import plan_unrewarded_batch
 from rlflow.cluster.handles import DistillationLearner
 from rlflow.data.order import RowOrder
@@ -27,7 +27,7 @@ class GkdLoop(SamplingLoop):
     async def take_step(self, step: int, rows: list[int], clock: StepClock) -> StepResult:
         """Train on completions of the student, or on answers of rows."""
         gkd = self.spec.gkd
-        objective = GeneralizedJsd(gkd.beta, has_rest=gkd.top_k is not None)
+        objective: DistillationObjective = WholeVocabularyJsd(gkd.beta) if gkd.top_k is None else LikeliestTokensJsd(gkd.beta)
         rate = learning_rate(self.spec.learner, step - 1, self.total_steps)
         if not is_on_policy(self.spec, step):
             return await self._learn_from_answers(objective, rate, clock)
@@ -38,7 +38,7 @@ class GkdLoop(SamplingLoop):
         metrics |= sampling_metrics(sampled.groups, batch) | {"on_policy": 1}
         return StepResult(metrics, sampled_tokens(sampled), sampled, batch)
 
-    async def _learn_from_answers(self, objective: GeneralizedJsd, rate: float, clock: StepClock) -> StepResult:
+    async def _learn_from_answers(self, objective: DistillationObjective, rate: float, clock: StepClock) -> StepResult:
         """Answers have an order of their own: rows may be too long as conversations, but not as prompts."""
         assert self.conversations is not None, "rows without answers"
         answers = self.conversations

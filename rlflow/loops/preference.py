@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rlflow.algorithms.batch_plan import plan_step
-from rlflow.algorithms.preference_losses import PAIR_LOSSES, KtoLoss, PairObjective, RewardModelLoss, Sft
+from rlflow.algorithms.kto_loss import KtoLoss
+from rlflow.algorithms.pair_losses import PAIR_LOSSES, PairObjective, Sft
+from rlflow.algorithms.reward_model_loss import RewardModelLoss
 from rlflow.cluster.handles import PlannedRows, PreferenceLearner
 from rlflow.loops.rows import RowLoop
 from rlflow.spec.jobs import DpoJob, KtoJob, PreferenceJob, RewardModelJob

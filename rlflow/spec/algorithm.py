@@ -187,8 +187,8 @@ class GkdSpec(Spec):
     on_policy_fraction: float = Field(default=0.5, ge=0, le=1)
     """Probability that a step trains on completions of the student (lambda in the paper); else it trains on the rows' answers."""
     top_k: int | None = Field(default=64, ge=1)
-    """Likeliest tokens of the teacher that are compared, all others being one more; null: the whole vocabulary, of which every
-    trained token then takes 12 bytes an entry."""
+    """Likeliest tokens of the teacher that are compared, all others being one more; null: the whole vocabulary, for which
+    the teacher's hidden states are kept, and a copy of its output head."""
 
 
 class TeacherSpec(OtherModelSpec):

@@ -110,7 +110,7 @@ class PluginLossSpec(_PairLossFields):
     type: Literal["plugin"] = "plugin"
     """Kind of loss."""
     target: str
-    """`package.module:function`; it gets `rlflow.algorithms.preference_losses.Pairs`."""
+    """`package.module:function`; it gets `rlflow.algorithms.pairs.Pairs`."""
     options: dict[str, Any] = Field(default={})
     """Keyword arguments of every call."""
 

@@ -9,6 +9,8 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_v
 
 from rlflow.errors import SpecError
 from rlflow.spec.base import Spec
+from rlflow.spec.model import OtherModelSpec
+from rlflow.spec.rollout import EngineSpec
 
 THINK_ANSWER_PATTERN = r"<think>.*?</think>\s*<answer>.*?</answer>"
 NAME_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]*$"
@@ -120,34 +122,56 @@ class PluginSpec(_RewardFields):
         return target
 
 
-class ModelRewardSpec(_RewardFields):
-    """The score of a reward model (`kind: rm`, or any sequence classifier with one label), computed on the processor."""
+class ModelRewardSpec(_RewardFields, OtherModelSpec):
+    """The score of a reward model: one of `path` and `from_run` (a run of `kind: rm`, or any sequence classifier with one label).
+    The conversation is rendered by its tokenizer's chat template.
+    """
 
     type: Literal["model"] = "model"
     """Kind of reward."""
-    path: str = Field(min_length=1)
-    """Directory or hub id of the model and its tokenizer, whose chat template renders the conversation."""
+    device: Literal["auto", "cpu"] = "auto"
+    """auto: a GPU where the job runs on GPUs; the model keeps a part of its memory, beside learner and engine. cpu: the processor
+    in any case."""
     timeout_s: PositiveFloat = 120.0
     """Seconds that a group of completions may take; also loading the model, for which there are at least 60."""
     batch_size: PositiveInt = 16
     """Conversations that go through the model together."""
     max_tokens: PositiveInt = 4096
     """Longest conversation, prompt and completion together; a longer one fails its group."""
-    dtype: Literal["bfloat16", "float32"] = "float32"
-    """Data type of the weights."""
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Data type of the weights; auto: bfloat16 on a GPU, float32 on the processor."""
     num_threads: PositiveInt = 1
-    """CPU threads."""
+    """CPU threads, for a model on the processor."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if not self.is_given:
+            raise ValueError("set exactly one of path and from_run")
+        return self
+
+
+class JudgeEngineSpec(EngineSpec):
+    """vLLM engines that hold a judge, on GPUs of their own: `num_workers` times `tensor_parallel_size` of them."""
+
+    max_model_tokens: int = Field(default=8192, ge=1)
+    """Longest question and answer of the judge together, in tokens; its cache holds at least one such sequence."""
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Data type of the weights; auto: the model's own."""
 
 
 class JudgeSpec(_RewardFields):
-    """A number that a generative judge behind an OpenAI-compatible endpoint writes about the completion."""
+    """A number that a generative judge writes about the completion: behind an OpenAI-compatible endpoint, or in engines that the
+    job starts. Set one of `endpoint` and `engine`.
+    """
 
     type: Literal["judge"] = "judge"
     """Kind of reward."""
-    endpoint: str = Field(pattern=r"^https?://")
+    endpoint: str | None = Field(default=None, pattern=r"^https?://")
     """Base URL, such as `http://host:8000/v1`; requests go to its `/chat/completions`."""
+    engine: JudgeEngineSpec | None = None
+    """Start engines for the judge; `{}` for all defaults."""
     model: str
-    """Name of the model there."""
+    """Name of the model at the endpoint; for an engine its directory or hub id."""
     prompt: str
     """What the judge is asked: a template over `{prompt}` (the last user turn), `{completion}` and the row's columns; write
     braces twice."""
@@ -169,6 +193,14 @@ class JudgeSpec(_RewardFields):
     """Longest answer of the judge, in tokens."""
     api_key_variable: str | None = None
     """Environment variable that holds the key sent as bearer token; keys are never part of a spec."""
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        if (self.endpoint is None) == (self.engine is None):
+            raise ValueError("set exactly one of endpoint and engine")
+        if self.engine is not None and self.api_key_variable is not None:
+            raise ValueError("api_key_variable: an engine of the job asks for no key; leave it out")
+        return self
 
     @field_validator("pattern")
     @classmethod
@@ -206,6 +238,11 @@ class RewardPoolSpec(Spec):
     """Number of Ray reward workers; each runs every reward in a process of its own."""
     failure_threshold: float = Field(default=0.1, ge=0.0, le=1.0)
     """Fraction of a step's samples whose reward may fail; above it the job fails and shows the errors."""
+
+
+def on_processor(specs: Sequence[RewardSpec]) -> tuple[RewardSpec, ...]:
+    """The same with reward models that leave GPUs alone."""
+    return tuple(s.model_copy(update={"device": "cpu"}) if isinstance(s, ModelRewardSpec) else s for s in specs)
 
 
 def default_name(spec: RewardSpec) -> str:

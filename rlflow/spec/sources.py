@@ -75,6 +75,16 @@ class HubSource(BaseSource):
             yield f"id: {self.id} holds placeholders for a name and an author; use type: self_cognition with this id"
 
 
+class RunSource(BaseSource):
+    """Answers that a run of `kind: infer` wrote: distilled, or sampled and selected. It may come earlier in the same chain."""
+
+    type: Literal["run"] = "run"
+    """Kind of source."""
+
+    from_run: str = Field(min_length=1)
+    """Name of the run, in the same runs directory."""
+
+
 class ReasoningGymSource(BaseSource):
     """Generated puzzles with a checkable answer, in the columns `solution` and `answer`; also `task`."""
 
@@ -147,7 +157,7 @@ class SelfCognitionSource(BaseSource):
             yield "hub: needs id"
 
 
-SourceSpec = Annotated[FileSource | HubSource | ReasoningGymSource | SelfCognitionSource, Field(discriminator="type")]
+SourceSpec = Annotated[FileSource | HubSource | RunSource | ReasoningGymSource | SelfCognitionSource, Field(discriminator="type")]
 
 
 def parse_source(text: str) -> dict[str, Any]:

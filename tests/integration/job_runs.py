@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -126,3 +127,27 @@ def wait_for_step(run_dir: Path, step: int, process: subprocess.Popen, timeout_s
         assert process.poll() is None, f"the job ended early: {process.communicate()}"
         assert time.monotonic() < deadline, f"step {step} was not reached in {timeout_s} s"
         time.sleep(0.1)
+
+
+def comparable(rows: list[dict]) -> list[dict]:
+    """What does not depend on the time, nor on how often weights were sent."""
+    times = ("time", "_seconds", "tokens_per_second")
+    return [{k: v for k, v in row.items() if not k.endswith(times) and k != "weight_version"} for row in rows]
+
+
+def leave_as_killed(folder: Path, spec: dict, name: str, *, step: int) -> Path:
+    """A copy of a finished run as a kill at `step` would have left it: logged up to there, and no later checkpoint. Its spec."""
+    finished, killed = folder / "runs" / spec["run"]["name"], folder / "runs" / name
+    shutil.copytree(finished, killed, symlinks=True)
+    (killed / "model").unlink()
+    for checkpoint in (killed / "checkpoints").iterdir():
+        if checkpoint.name > f"step-{step:06d}":
+            shutil.rmtree(checkpoint)
+    rows = (killed / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (killed / "metrics.jsonl").write_text("".join(rows[: step + 1]))
+    for file, fields in (("status.json", {"state": "running"}), ("resolved.json", {})):
+        document = json.loads((killed / file).read_text()) | fields
+        if file == "resolved.json":
+            document["spec"]["run"]["name"] = name
+        (killed / file).write_text(json.dumps(document))
+    return write_job(folder, {**spec, "run": {**spec["run"], "name": name}})

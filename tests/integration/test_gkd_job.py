@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.integration.job_runs import MODEL, grpo_spec, metrics, run, sft_spec, write_job
+from tests.integration.job_runs import MODEL, comparable, grpo_spec, leave_as_killed, metrics, run, sft_spec, write_job
 
 pytestmark = pytest.mark.integration
 QUICKSTART = Path(__file__).parents[2] / "jobs" / "specs" / "quickstart_gkd.yaml"
@@ -27,9 +27,15 @@ def gkd_spec(**changes):
     }
 
 
+def of_answers():
+    return {**gkd_spec()["data"], "sources": [{"type": "run", "from_run": "answers"}]}
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, ray_head):
-    """A teacher, its student, and a few steps of the packaged spec with the same teacher, without rewards."""
+    """A teacher, its answers and a student that trains on them (sequence-level distillation); a few steps of the packaged
+    spec with the same teacher, without rewards.
+    """
     folder = tmp_path_factory.mktemp("gkd")
     ready = yaml.safe_load(QUICKSTART.read_text())
     del ready["rewards"]
@@ -38,7 +44,15 @@ def folder(tmp_path_factory, ray_head):
     ready["data"]["held_out"] = 0
     ready["data"]["sources"][0]["size"] = 400
     ready["gkd"] |= {"top_k": None, "on_policy_fraction": 1}
-    specs = [sft_spec(steps=20), gkd_spec(), {**ready, "steps": 6}]
+    sources = gkd_spec()["data"]["sources"]
+    answers = {
+        "kind": "infer",
+        "run": {"name": "answers"},
+        "model": {"from_run": "warm", "dtype": "float32"},
+        "data": {"sources": sources, "max_prompt_tokens": 32},
+        "rollout": {"temperature": 1.0, "max_completion_tokens": 4},
+    }
+    specs = [sft_spec(steps=20), answers, gkd_spec(data=of_answers()), {**ready, "steps": 6}]
     result = run(folder, *(write_job(folder, spec) for spec in specs), env=ray_head.driver_env)
     assert result.returncode == 0, result.stdout + result.stderr
     return folder
@@ -67,3 +81,14 @@ def test_the_quickstart_trains_without_rewards_too(folder):
     rows = metrics(folder / "runs" / "quickstart_gkd")
     assert [row["on_policy"] for row in rows] == [1] * 6
     assert not any(name.startswith(("reward_mean", "groups_zero", "teacher_rest")) for row in rows for name in row)
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_been(folder, ray_head):
+    """The student, its optimiser, and two places in the data come from the checkpoint; what was logged after it is superseded."""
+    result = run(folder, leave_as_killed(folder, gkd_spec(data=of_answers()), "killed", step=22), env=ray_head.driver_env)
+    assert result.returncode == 0, result.stdout + result.stderr
+    ours, uninterrupted = (metrics(folder / "runs" / name) for name in ("killed", "gkd"))
+    assert [row["step"] for row in ours] == [row["step"] for row in uninterrupted]
+    for one, other in zip(comparable(ours), comparable(uninterrupted), strict=True):
+        assert one == pytest.approx(other, rel=1e-4, abs=1e-5)
+    assert len(list((folder / "runs" / "killed" / "superseded").iterdir())) == 1

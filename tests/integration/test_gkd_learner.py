@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlflow.algorithms.distillation import GeneralizedJsd
+from rlflow.algorithms.distillation import LikeliestTokensJsd, WholeVocabularyJsd
 from rlflow.learner.distillation import distill
 from rlflow.learner.roles import Roles
 from rlflow.spec.learner import LearnerSpec, OptimizerSpec
@@ -71,7 +71,7 @@ def models(tmp_path_factory) -> tuple[str, str]:
         {"zero_stage": 3, "takes_turns": True, "top_k": None},
         {"ranks": 2, "beta": 1.0, "zero_stage": 2, "takes_turns": True},
         {"ranks": 2, "micro_batch_tokens": 4096, "zero_stage": 3},
-        {"ranks": 2, "packing": False},
+        {"ranks": 2, "packing": False, "top_k": None, "beta": 0.1},
     ],
     ids=str,
 )
@@ -105,7 +105,7 @@ def build(rank: Rank, case: Case) -> Roles:
     student, teacher = (ModelSpec(path=path, dtype="float32") for path in (case.student, case.teacher))
     roles = Roles(takes_turns=case.takes_turns)
     roles.build("policy", lambda: rank.build(student, case.learner, temperature=TEMPERATURE))
-    options = {"role": "teacher", "num_candidates": case.top_k or VOCABULARY, "num_tokens": VOCABULARY}
+    options = {"role": "teacher", "num_candidates": case.top_k, "num_tokens": VOCABULARY}
     roles.build("teacher", partial(Learner, case.teacher, teacher, case.learner, rank.info, temperature=TEMPERATURE, **options))
     roles.hold("policy")
     return roles
@@ -113,7 +113,7 @@ def build(rank: Rank, case: Case) -> Roles:
 
 def train(rank: Rank, case: Case, rounds: int = 1) -> tuple[list[dict[str, float]], dict[str, np.ndarray]]:
     roles, batch = build(rank, case), case.batch
-    objective = GeneralizedJsd(case.beta, has_rest=case.top_k is not None)
+    objective = WholeVocabularyJsd(case.beta) if case.top_k is None else LikeliestTokensJsd(case.beta)
     steps = batch.plan.plan.steps * rounds
     return [distill(roles, step, batch.sequences, objective, RATE) for step in steps], rank.weights()
 
@@ -121,9 +121,9 @@ def train(rank: Rank, case: Case, rounds: int = 1) -> tuple[list[dict[str, float
 def likeliest_before_and_after(rank: Rank, case: Case) -> tuple[Any, ...]:
     roles, batch = build(rank, case), case.batch
     (step, *_) = batch.plan.plan.steps
-    before = roles["teacher"].likeliest_tokens(step, batch.sequences)[1]
-    distill(roles, step, batch.sequences, GeneralizedJsd(), RATE)
-    return before, roles["teacher"].likeliest_tokens(step, batch.sequences)[1]
+    before = roles["teacher"].ask_teacher(step, batch.sequences)["teacher_logprobs"]
+    distill(roles, step, batch.sequences, LikeliestTokensJsd(), RATE)
+    return before, roles["teacher"].ask_teacher(step, batch.sequences)["teacher_logprobs"]
 
 
 # ---- the same with transformers and torch alone

@@ -14,11 +14,10 @@ from contextlib import contextmanager
 import pytest
 
 from tests.integration.engines import shared_memory_of, wait_for_ends
-from tests.integration.job_runs import grpo_spec, metrics, run, sft_spec, start, wait_for_step, write_job
+from tests.integration.job_runs import comparable, grpo_spec, metrics, run, sft_spec, start, wait_for_step, write_job
 from tests.integration.ray_head import RayHead
 
 pytestmark = pytest.mark.integration
-TIMES = ("time", "_seconds", "tokens_per_second")
 STEPS, SAVE_EVERY = 12, 4
 WATCH = """
 import json, sys, ray
@@ -177,11 +176,6 @@ def test_more_workers_than_the_cluster_holds(tmp_path, ray_head):
     assert result.returncode == 2
     (line,) = result.stderr.strip().splitlines()
     assert line.startswith("learner.num_ranks") and line.endswith("there are 2")
-
-
-def comparable(rows):
-    """What does not depend on the time, nor on how often weights were sent."""
-    return [{k: v for k, v in row.items() if not k.endswith(TIMES) and k != "weight_version"} for row in rows]
 
 
 @contextmanager

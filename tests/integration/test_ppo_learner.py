@@ -12,7 +12,7 @@ from rlflow.learner.ppo import train_ppo
 from rlflow.learner.roles import Roles
 from rlflow.spec.algorithm import PpoSpec
 from rlflow.spec.learner import LearnerSpec, OptimizerSpec
-from rlflow.spec.model import ModelSpec
+from rlflow.spec.model import LoraSpec, ModelSpec
 from tests.integration.engines import save_tiny_model
 from tests.integration.learner_rank import Rank
 from tests.integration.plain_training import TEMPERATURE, load_plain, plain_logprobs
@@ -35,6 +35,7 @@ class Case:
     packing: bool = True
     zero_stage: Any = 1
     takes_turns: bool = False
+    lora: LoraSpec | None = None
 
     @property
     def learner(self) -> LearnerSpec:
@@ -93,6 +94,20 @@ def test_equal_to_plain_training(model, groups, expected, cut):
         assert {name: step[name] for name in plain_step} == pytest.approx(plain_step, rel=1e-5, abs=1e-5)
 
 
+def test_adapters_of_policy_and_critic_train_however_the_batch_is_cut_up(model, groups):
+    """The reference of adapters is the policy without them; the critic's head is trained whole."""
+    plain = Case(model, lora=LoraSpec(rank=4))
+    one, turns, two = (
+        groups[case.ranks].run(train, case)[0]
+        for case in (plain, replace(plain, zero_stage=3, takes_turns=True), replace(plain, ranks=2, packing=False))
+    )
+    for other in (turns, two):
+        for step, same in zip(one, other, strict=True):
+            smooth = {name: value for name, value in step.items() if not name.endswith("_clipped_fraction")}
+            assert {name: same[name] for name in smooth} == pytest.approx(smooth, rel=1e-4, abs=1e-5)
+    assert all(step["grad_norm"] > 0 and step["value_grad_norm"] > 0 for step in one)
+
+
 def test_the_critic_learns_and_its_warm_up_leaves_the_policy_alone(model, groups):
     before, after, metrics = groups[1].run(warm_up, Case(model), 12)[0]
     assert all(np.array_equal(before[name], after[name]) for name in before)
@@ -101,9 +116,9 @@ def test_the_critic_learns_and_its_warm_up_leaves_the_policy_alone(model, groups
     assert losses[-1] < 0.8 * losses[0]
 
 
-@pytest.mark.parametrize(("ranks", "takes_turns"), [(1, True), (2, False)])
-def test_a_checkpoint_holds_both(model, groups, tmp_path, ranks, takes_turns):
-    case = Case(model, ranks, takes_turns=takes_turns)
+@pytest.mark.parametrize(("ranks", "takes_turns", "lora"), [(1, True, None), (2, False, LoraSpec(rank=4))])
+def test_a_checkpoint_holds_both(model, groups, tmp_path, ranks, takes_turns, lora):
+    case = Case(model, ranks, takes_turns=takes_turns, lora=lora)
     going_on = groups[ranks].run(train_save_train, case, tmp_path)[0]
     # tensors that torch reads from a file into host memory cannot leave it, hence no turns afterwards on CPU
     assert groups[ranks].run(load_train, replace(case, takes_turns=False), tmp_path)[0] == going_on
@@ -115,7 +130,7 @@ def test_a_checkpoint_holds_both(model, groups, tmp_path, ranks, takes_turns):
 def build(rank: Rank, case: Case) -> Roles:
     from rlflow.learner.learner import Learner
 
-    spec, info = ModelSpec(path=case.model, dtype="float32"), rank.info
+    spec, info = ModelSpec(path=case.model, dtype="float32", lora=case.lora), rank.info
     critic = case.learner.model_copy(update={"optimizer": OptimizerSpec(learning_rate=CRITIC_RATE, epsilon=1e-5)})
     roles = Roles(takes_turns=case.takes_turns)
     roles.build("policy", lambda: rank.build(spec, case.learner, temperature=TEMPERATURE, keep_reference=True))

@@ -1,5 +1,6 @@
 """Whole jobs on preferences, with the ready specs: they learn what they should, and their models load."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -90,12 +91,23 @@ def test_a_stored_reference_gives_the_same_training(folder, kind):
             assert ours[name] == pytest.approx(theirs[name], rel=1e-3, abs=1e-4), (ours["step"], name)
 
 
-def test_a_reward_model_rewards_completions_beside_another_reward(folder, ray_head):
-    run_dir = folder / "runs" / "preference_rm"
-    rewards = [{"type": "plugin", "target": "digits.py:digits"}, {"type": "model", "path": str(run_dir / "model")}]
-    model = {"path": str(run_dir / "initial_model"), "dtype": "float32"}
-    train(folder, ray_head, grpo_spec(rewards=rewards, model=model, steps=2))
+def test_a_reward_model_and_a_judge_reward_completions_beside_another_reward(folder, ray_head):
+    """The reward model is an earlier run's; the judge, in an engine of its own, has a digit in nearly all of its answers."""
+    judge = {
+        "type": "judge",
+        "engine": {"max_model_tokens": 64, "dtype": "float32"},
+        "model": "runs/preference_dpo/model",
+        "prompt": "{prompt}{completion}",
+        "pattern": "([0-9])",
+        "max_tokens": 6,
+        "temperature": 1.0,
+    }
+    model_reward = {"type": "model", "from_run": "preference_rm"}
+    rewards = [{"type": "plugin", "target": "digits.py:digits"}, model_reward, {**judge, "weight": 0.0}]
+    model = {"path": str(folder / "runs" / "preference_rm" / "initial_model"), "dtype": "float32"}
+    train(folder, ray_head, grpo_spec(rewards=rewards, reward_pool={"failure_threshold": 0.8}, model=model, steps=2))
     rows = rows_of(folder, "grpo")
-    assert all({"reward_digits_mean", "reward_model_mean"} <= row.keys() for row in rows if row["step"])
-    last = rows[-1]
-    assert last["reward_mean"] == pytest.approx(last["reward_digits_mean"] + last["reward_model_mean"], abs=1e-5)
+    assert all({"reward_digits_mean", "reward_model_mean", "reward_judge_mean"} <= row.keys() for row in rows if row["step"])
+    lines = (folder / "runs" / "grpo" / "completions" / "step-000002.jsonl").read_text().splitlines()
+    judged = [value for line in lines if (value := json.loads(line)["rewards"]["judge"]) is not None]
+    assert judged and set(judged) <= set(range(10))

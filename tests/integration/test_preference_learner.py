@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from rlflow.algorithms.preference_losses import KtoLoss, PairObjective, RewardModelLoss, Sft, Sigmoid, mismatched_kl
+from rlflow.algorithms.kto_loss import KtoLoss, mismatched_kl
+from rlflow.algorithms.pair_losses import PairObjective, Sft, Sigmoid
+from rlflow.algorithms.reward_model_loss import RewardModelLoss
 from rlflow.data.characters import build_character_tokenizer
 from rlflow.learner.sequences import TrainSequence
 from rlflow.loops.preference import plan_sequences

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from rlflow.algorithms.distillation import DistillationInputs, GeneralizedJsd, generalized_jsd, with_rest
+from rlflow.algorithms.distillation import DistillationInputs, LikeliestTokensJsd, with_rest
+from rlflow.algorithms.jsd import generalized_jsd
 
 BETAS = [0.0, 0.1, 0.5, 0.9, 1.0]
 
@@ -26,12 +27,6 @@ def plain(student, teacher, beta):
         return kl(teacher, student) if beta == 0 else kl(student, teacher)
     mixture = beta * teacher + (1 - beta) * student
     return beta * kl(teacher, mixture) + (1 - beta) * kl(student, mixture)
-
-
-def inputs(student, teacher):
-    return DistillationInputs(
-        logprobs_NK=student, teacher_logprobs_NK=teacher, counts=(len(student),), weights_N=torch.ones(len(student))
-    )
 
 
 def test_golden_numbers():
@@ -72,7 +67,7 @@ def test_what_is_left_is_one_more_token(beta):
     student, teacher = distributions()
     top = np.argsort(-teacher)[:, :4]
     of_student, of_teacher = (np.take_along_axis(p, top, -1) for p in (student, teacher))
-    losses, means = GeneralizedJsd(beta)(inputs(*(torch.from_numpy(np.log(p)) for p in (of_student, of_teacher))))
+    losses, means = LikeliestTokensJsd(beta)(DistillationInputs(*(torch.from_numpy(np.log(p)) for p in (of_student, of_teacher))))
     closed = [np.concatenate([p, 1 - p.sum(-1, keepdims=True)], -1) for p in (of_student, of_teacher)]
     np.testing.assert_allclose(losses.numpy(), plain(*closed, beta), rtol=0, atol=1e-6)
     assert (losses.numpy() <= plain(student, teacher, beta) + 1e-9).all(), "merging tokens never makes them differ more"

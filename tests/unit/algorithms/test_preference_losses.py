@@ -8,25 +8,24 @@ from typing import Any
 import pytest
 import torch
 
+from rlflow.algorithms.kto_loss import KtoLoss, mismatched_kl
 from rlflow.algorithms.losses import LossInputs, ValueInputs
-from rlflow.algorithms.preference_losses import (
+from rlflow.algorithms.pair_losses import (
     PAIR_LOSSES,
     ApoZero,
     Cpo,
     Hinge,
     Ipo,
-    KtoLoss,
     Orpo,
     PairObjective,
-    Pairs,
     Plugin,
-    RewardModelLoss,
     Robust,
     Sft,
     Sigmoid,
     Simpo,
-    mismatched_kl,
 )
+from rlflow.algorithms.pairs import Pairs
+from rlflow.algorithms.reward_model_loss import RewardModelLoss
 
 COUNTS = (3, 2, 1, 4, 2, 2)  # three pairs
 GENERATOR = torch.Generator().manual_seed(3)

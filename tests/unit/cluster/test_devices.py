@@ -63,11 +63,14 @@ def test_an_engine_cannot_be_spread_over_cores():
 @pytest.mark.parametrize("learner_ranks", [1, 2, 5])
 @pytest.mark.parametrize("rollout_workers", [0, 1, 2, 4])
 @pytest.mark.parametrize("tensor_parallel_size", [1, 2])
-def test_no_device_is_booked_more_than_whole(learner_ranks, rollout_workers, tensor_parallel_size):
+@pytest.mark.parametrize("reward_workers", [0, 4])
+def test_no_device_is_booked_more_than_whole(learner_ranks, rollout_workers, tensor_parallel_size, reward_workers):
     devices = plan(
         learner_ranks=learner_ranks,
         rollout_workers=rollout_workers,
         tensor_parallel_size=tensor_parallel_size,
+        reward_workers=reward_workers,
+        rewards_on_devices=True,
     )
     booked = [0.0] * devices.num_devices
     for seat in devices.seats:
@@ -75,3 +78,18 @@ def test_no_device_is_booked_more_than_whole(learner_ranks, rollout_workers, ten
             booked[device] += seat.share
     assert max(booked) <= 1.0
     assert min(booked) > 0, "a device nobody uses"
+
+
+def test_reward_workers_with_models_sit_beside_learners_and_engines():
+    devices = plan(reward_workers=3, rewards_on_devices=True)
+    assert len(devices.bundles) == devices.num_devices == 2
+    assert places(devices.seats_of("reward")) == [(0, 0, (0,), 0.25), (1, 1, (1,), 0.3333), (2, 0, (0,), 0.25)]
+    assert places(devices.seats_of("learner")) == [(0, 0, (0,), 0.25), (1, 1, (1,), 0.3333)]
+
+
+def test_judges_have_devices_of_their_own():
+    devices = plan(judges=[2, 1])
+    assert devices.num_devices == 5
+    assert devices.bundles[-2:] == ({"GPU": 2.0, "CPU": 2.0}, {"GPU": 1.0, "CPU": 2.0})
+    assert places(devices.seats_of("judge")) == [(0, 3, (2, 3), 1.0), (1, 4, (4,), 1.0)]
+    assert places(devices.seats_of("reward")) == [(0, 2, (), 0.0)]

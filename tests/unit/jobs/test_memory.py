@@ -114,3 +114,62 @@ def test_an_unknown_model_gets_the_most_frugal():
 def test_without_gpus_nothing_moves():
     job = settle(grpo(), FACTS["qwen3-0.6b"], on_gpu=False, device_gib=24.0)
     assert job.residency == "together"
+
+
+# ---- models beside the trained one
+
+
+LARGE, SMALL = FACTS["qwen3-1.7b"], FACTS["qwen3-0.6b"]
+
+
+def estimate(job, others, **changes):
+    return estimate_memory(job, SMALL, others, **{"on_gpu": True, "device_gib": 79.2, **changes})
+
+
+def gkd(**fields):
+    return grpo(**{"kind": "gkd", "teacher": {"path": "t"}, "residency": "turns", "learner": {"zero_stage": 1}, **fields})
+
+
+def test_a_teacher_counts_by_its_own_size_and_has_no_optimiser():
+    none, large, small = (estimate(grpo(residency="turns", learner={"zero_stage": 1}), {}), *(
+        estimate(gkd(), {"teacher": facts}) for facts in (LARGE, SMALL)
+    ))  # fmt: skip
+    assert large.peak == small.peak == none.peak, "while it has its turn it needs less than the student while training"
+    weights = LARGE.num_parameters * 2 / 2**30
+    assert large.host == pytest.approx(none.host + weights)
+    together = estimate(gkd(residency="together"), {"teacher": LARGE}).learner_peak
+    assert weights < together - none.learner_peak < 2.5 * weights
+    assert estimate(gkd(), {}) == small, "an unknown teacher is as large as the student"
+
+
+def test_a_critic_of_its_own_size_trains():
+    job = grpo(kind="ppo", critic={"path": "c"}, residency="turns", learner={"zero_stage": 1})
+    assert estimate(job, {"critic": LARGE}).learner_peak > 2 * estimate(job, {"critic": SMALL}).learner_peak
+
+
+MODEL_REWARD = {"type": "model", "path": "r", "batch_size": 4}
+
+
+@pytest.mark.parametrize("residency", ["together", "turns"])
+def test_a_reward_model_stays_whatever_has_its_turn(residency):
+    plain = estimate(grpo(residency=residency), {})
+    beside = estimate(grpo(residency=residency, rewards=[MODEL_REWARD]), {"rewards[0]": LARGE})
+    assert beside.rewards > LARGE.num_parameters * 2 / 2**30 and plain.rewards == 0
+    assert beside.peak == pytest.approx(plain.peak + beside.rewards)
+
+
+def test_every_worker_of_a_device_holds_a_model():
+    job = grpo(rewards=[MODEL_REWARD], reward_pool={"num_workers": 3}, learner={"num_ranks": 2})
+    assert estimate(job, {}).rewards == pytest.approx(2 * estimate(grpo(rewards=[MODEL_REWARD]), {}).rewards)
+    assert estimate(grpo(rewards=[{**MODEL_REWARD, "device": "cpu"}]), {}).rewards == 0
+
+
+def test_the_engine_leaves_the_reward_model_its_memory():
+    wants_all = {"max_completion_tokens": 8192}
+    job = grpo(rollout=wants_all, rewards=[MODEL_REWARD])
+    share = settle(job, LARGE, {"rewards[0]": LARGE}, on_gpu=True, device_gib=79.2).rollout.gpu_memory_utilization
+    gib = estimate(job, {"rewards[0]": LARGE}).rewards
+    assert share == pytest.approx(0.85 - gib / 79.2, abs=1e-3)
+    infer = parse_job({"kind": "infer", **job.model_dump(include={"run", "model", "data"}),
+                       "rewards": [MODEL_REWARD]})  # fmt: skip
+    assert settle(infer, LARGE, {}, on_gpu=True, device_gib=79.2).rollout.gpu_memory_utilization < 0.85

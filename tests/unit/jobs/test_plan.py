@@ -75,3 +75,40 @@ def test_what_adapters_of_experts_cannot_do_is_found_before_the_run(tmp_path):
     assert problems(tmp_path, {"target_modules": ["q_proj"], "dropout": 0.1}, zero_stage=3) == []
     assert problems(tmp_path, {}, zero_stage=3)[0].startswith("learner.zero_stage: adapters of a mixture's experts")
     assert problems(tmp_path, {"dropout": 0.1})[0].startswith("model.lora.dropout: ")
+
+
+def ppo(tmp_path, *rewards):
+    (tmp_path / "rows.jsonl").write_text('{"query": "a"}\n')
+    dense = {**EXPERTS, "model_type": "qwen3"}
+    dense = {name: value for name, value in dense.items() if "expert" not in name and "moe_" not in name}
+    return parse_job(
+        {
+            "kind": "ppo",
+            "run": {"name": "try", "dir": str(tmp_path / "runs")},
+            "model": {"random": {"config": dense, "characters": "ab"}},
+            "data": {"sources": [str(tmp_path / "rows.jsonl")]},
+            "rewards": list(rewards),
+            "steps": 1,
+        }
+    )
+
+
+def test_a_reward_model_has_a_seat_on_a_gpu_and_may_be_trained_first(tmp_path):
+    job = ppo(tmp_path, {"type": "model", "from_run": "rm"})
+    (problem,) = plan_job(job, Devices("gpu", 1, 80.0)).problems
+    assert problem == f"rewards[0].from_run: rm has no model in {tmp_path / 'runs'}; run that job first"
+    planned = plan_job(job, Devices("gpu", 1, 80.0), earlier_runs=["rm"])
+    assert planned.problems == []
+    assert {seat.role: (seat.devices, seat.share) for seat in planned.placement.seats} == dict.fromkeys(
+        ("learner", "rollout", "reward"), ((0,), 0.3333)
+    )
+    assert planned.memory.rewards > 0
+    on_processor = plan_job(ppo(tmp_path, {"type": "model", "from_run": "rm", "device": "cpu"}), Devices("gpu", 1, 80.0), ["rm"])
+    assert [seat.devices for seat in on_processor.placement.seats_of("reward")] == [()]
+
+
+def test_a_reward_model_too_large_for_the_gpu_is_a_problem(tmp_path):
+    job = ppo(tmp_path, {"type": "model", "path": "Qwen/Qwen3-14B"})
+    assert plan_job(job, Devices("gpu", 1, 80.0)).problems == []
+    (problem,) = plan_job(job, Devices("gpu", 1, 24.0)).problems
+    assert "GiB are needed on each GPU, there are 24.0" in problem

@@ -69,3 +69,9 @@ def test_without_a_good_answer_the_row_is_recorded_once():
 def test_a_failed_reward_is_a_reason():
     answers, [error] = records_of(row(["a"], rewards=[None]), InferSpec())
     assert answers == [] and error["dropped"] == "reward a failed: boom"
+
+
+def test_an_empty_answer_is_no_row_to_train_on():
+    answers, errors = records_of(row(["a", " \n"]), InferSpec(num_samples=2))
+    assert [answer["sample"] for answer in answers] == [0]
+    assert [(error["sample"], error["dropped"]) for error in errors] == [(1, "empty")]

@@ -1,16 +1,23 @@
 """A generative judge behind a local HTTP server: what it is asked, retries, limits, and answers that hold no number."""
 
+import asyncio
 import json
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import numpy as np
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from rlflow.errors import RewardPluginError
+from rlflow.data.characters import build_character_tokenizer
+from rlflow.errors import RewardPluginError, RolloutError
 from rlflow.rewards import RewardScorer
+from rlflow.rollout.chat_endpoint import ChatEndpoint
+from rlflow.rollout.completions import Completion, CompletionGroup
 from rlflow.spec.rewards import JudgeSpec, RewardSpec
+
+TOKENIZER = build_character_tokenizer("0123456789=.")
 
 
 class Judge:
@@ -171,3 +178,46 @@ def test_mistakes_name_the_field(fields, message):
     adapter.validate_python(good)
     with pytest.raises(ValidationError, match=message):
         adapter.validate_python({**good, **fields})
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({}, "set exactly one of endpoint and engine"),
+        ({"endpoint": "http://a/v1", "engine": {}}, "set exactly one of endpoint and engine"),
+        ({"engine": {}, "api_key_variable": "KEY"}, "an engine of the job asks for no key"),
+    ],
+)
+def test_a_judge_is_at_one_place(fields, reason):
+    with pytest.raises(ValidationError, match=reason):
+        JudgeSpec(model="j", prompt="{completion}", **fields)
+
+
+class Engine:
+    """Says how long the prompt and what the sampling was, or refuses."""
+
+    async def generate(self, request):
+        if len(request.prompt_ids) > 200:
+            raise RolloutError("the prompt is too long")
+        assert (request.temperature, request.max_tokens) == (0.5, 9)
+        token_ids = np.asarray(TOKENIZER("=0.25")["input_ids"], dtype=np.int32)
+        completion = Completion(token_ids, None, "stop")
+        return CompletionGroup(0, request.prompt_id, 0, 0, request.prompt_ids, (completion,))
+
+
+def test_an_engine_is_asked_like_any_endpoint(make_sample):
+    """The endpoint that the job puts before an engine: what it is asked, and what it refuses."""
+
+    async def ask():
+        endpoint = ChatEndpoint(Engine(), TOKENIZER, "127.0.0.1")
+        reward = JudgeSpec(
+            endpoint=endpoint.url, model="j", prompt="{completion}", pattern="=([0-9.]+)", temperature=0.5, max_tokens=9
+        )
+        samples = [make_sample("1"), make_sample("2" * 300)]
+        scores = await asyncio.to_thread(score, samples, reward)
+        endpoint.close()
+        return scores
+
+    good, too_long = asyncio.run(ask())
+    assert good.total == 0.25
+    assert "status 400 the prompt is too long" in too_long.failures[0].message and "(1 tries)" in too_long.failures[0].message

@@ -2,7 +2,9 @@
 
 import pytest
 
-from rlflow.algorithms.preference_losses import KtoLoss, PairObjective, RewardModelLoss, Sft, Sigmoid, Simpo
+from rlflow.algorithms.kto_loss import KtoLoss
+from rlflow.algorithms.pair_losses import PairObjective, Sft, Sigmoid, Simpo
+from rlflow.algorithms.reward_model_loss import RewardModelLoss
 from rlflow.errors import SpecError
 from rlflow.jobs.plan import Devices, plan_job
 from rlflow.loops.preference import preference_objective

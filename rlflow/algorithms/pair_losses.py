@@ -1,8 +1,4 @@
-"""Losses on preferences: pairs of a chosen and a rejected answer, and single answers with a label.
-
-The sequences of a micro-batch are whole pairs, chosen (2p) and rejected (2p + 1). All losses are per sequence: a pair's loss is
-spread over its two.
-"""
+"""Losses on pairs of answers, and a weighted sum of them (`kind: dpo`)."""
 
 import importlib
 from collections.abc import Callable, Mapping
@@ -13,45 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, relu
 
-from rlflow.algorithms.losses import LossInputs, Means, ValueInputs, token_mean
+from rlflow.algorithms.losses import LossInputs, Means
+from rlflow.algorithms.pairs import Pairs, pair_means, pairs_of, spread
 
 _LARGEST_MEAN_LOGPROB = -1e-6
 """ORPO's odds p / (1 - p) are infinite at p = 1, which float32 reaches."""
-
-
-@dataclass(frozen=True, slots=True)
-class Pairs:
-    """P pairs; every tensor is float32 [P]. Log-probabilities are sums over an answer's tokens, in nats."""
-
-    chosen_P: Tensor
-    """Of the chosen answers under the model being trained, with gradient."""
-    rejected_P: Tensor
-    reference_chosen_P: Tensor
-    """Under the reference; zeros if no loss needs one."""
-    reference_rejected_P: Tensor
-    chosen_tokens_P: Tensor
-    """Tokens of each answer."""
-    rejected_tokens_P: Tensor
-
-    @property
-    def chosen_ratios_P(self) -> Tensor:
-        """log(policy / reference) of the chosen answers."""
-        return self.chosen_P - self.reference_chosen_P
-
-    @property
-    def rejected_ratios_P(self) -> Tensor:
-        """log(policy / reference) of the rejected answers."""
-        return self.rejected_P - self.reference_rejected_P
-
-    @property
-    def chosen_means_P(self) -> Tensor:
-        """Mean log-probability of the chosen answers' tokens."""
-        return self.chosen_P / self.chosen_tokens_P
-
-    @property
-    def rejected_means_P(self) -> Tensor:
-        """Mean log-probability of the rejected answers' tokens."""
-        return self.rejected_P / self.rejected_tokens_P
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,87 +211,9 @@ class PairObjective:
 
     def __call__(self, inputs: LossInputs) -> tuple[Tensor, Means]:
         """Losses [S] of S = 2 P sequences, and metrics of the pairs."""
-        pairs = _pairs(inputs)
+        pairs = pairs_of(inputs)
         losses_P = torch.stack([weight * loss(pairs) for loss, weight in self.losses]).sum(0)
-        return _spread(losses_P), _pair_means(*self.losses[0][0].rewards(pairs))
-
-
-@dataclass(frozen=True, slots=True)
-class RewardModelLoss:
-    """Bradley-Terry on scores (Ouyang et al. 2022, eq. 1), with margins m (Touvron et al. 2023, Llama 2, eq. 2)."""
-
-    level: ClassVar[str] = "sequence"
-    needs_reference: ClassVar[bool] = False
-    center_coefficient: float = 0.0
-
-    def __call__(self, inputs: ValueInputs) -> tuple[Tensor, Means]:
-        """-log sigmoid(chosen - rejected - m) + center_coefficient x (chosen + rejected)^2 (Eisenstein et al. 2023)."""
-        assert inputs.labels_S is not None
-        chosen_P, rejected_P = inputs.last_values_S[::2], inputs.last_values_S[1::2]
-        losses_P = -logsigmoid(chosen_P - rejected_P - inputs.labels_S[::2])
-        losses_P = losses_P + self.center_coefficient * (chosen_P + rejected_P) ** 2
-        return _spread(losses_P), _pair_means(chosen_P, rejected_P)
-
-
-@dataclass(frozen=True, slots=True)
-class KtoLoss:
-    """KTO (Ethayarajh et al. 2024): gains and losses against the reference point beta x kl."""
-
-    level: ClassVar[str] = "sequence"
-    needs_reference: ClassVar[bool] = True
-    beta: float = 0.1
-    desirable_weight: float = 1.0
-    undesirable_weight: float = 1.0
-    kl: float = 0.0
-    """Estimate of KL(policy || reference) over the step, without gradient: see `MismatchedKl`."""
-
-    def __call__(self, inputs: LossInputs) -> tuple[Tensor, Means]:
-        """Losses [S]: w_d (1 - sigmoid(beta (r - kl))) of desirable answers, w_u (1 - sigmoid(beta (kl - r))) of others.
-
-        r is the log-ratio of the answer to the reference. `preference_accuracy`: answers whose r has the sign of their label.
-        """
-        assert inputs.labels_S is not None
-        ratios_S = sequence_sums(inputs.logprobs_N, inputs.counts) - _reference_sums(inputs)
-        desirable_S = inputs.labels_S > 0.5
-        gains_S = self.beta * (ratios_S - self.kl)
-        losses_S = torch.where(
-            desirable_S,
-            self.desirable_weight * (1 - torch.sigmoid(gains_S)),
-            self.undesirable_weight * (1 - torch.sigmoid(-gains_S)),
-        )
-        means: Means = {
-            "preference_accuracy": token_mean(((ratios_S > 0) == desirable_S).to(gains_S.dtype)),
-            "rewards_chosen_mean": token_mean(self.beta * ratios_S, desirable_S),
-            "rewards_rejected_mean": token_mean(self.beta * ratios_S, ~desirable_S),
-            "kto_kl": token_mean(torch.full_like(ratios_S, self.kl)),
-        }
-        return losses_S, means
-
-
-def mismatched_kl(inputs: LossInputs) -> tuple[Tensor, Means]:
-    """KTO's estimate of KL(policy || reference): mean log-ratio of answers to other prompts (Ethayarajh et al. 2024).
-
-    Its mean `kl` over a step is to be clamped at 0.
-    """
-    ratios_S = sequence_sums(inputs.logprobs_N, inputs.counts) - _reference_sums(inputs)
-    return inputs.logprobs_N * 0, {"kl": token_mean(ratios_S)}
-
-
-def sequence_sums(values_N: Tensor, counts: tuple[int, ...]) -> Tensor:
-    """Sums [S] over each sequence's tokens."""
-    return torch.stack([part.sum() for part in values_N.split(counts)])
-
-
-def _reference_sums(inputs: LossInputs) -> Tensor:
-    assert inputs.reference_logprobs_N is not None
-    return sequence_sums(inputs.reference_logprobs_N, inputs.counts)
-
-
-def _pairs(inputs: LossInputs) -> Pairs:
-    sums_S = sequence_sums(inputs.logprobs_N, inputs.counts)
-    reference_S = torch.zeros_like(sums_S) if inputs.reference_logprobs_N is None else _reference_sums(inputs)
-    counts_S = torch.tensor(inputs.counts, dtype=sums_S.dtype, device=sums_S.device)
-    return Pairs(sums_S[::2], sums_S[1::2], reference_S[::2], reference_S[1::2], counts_S[::2], counts_S[1::2])
+        return spread(losses_P), pair_means(*self.losses[0][0].rewards(pairs))
 
 
 def _smoothed(logits_P: Tensor, smoothing: float) -> Tensor:
@@ -340,17 +224,3 @@ def _log_odds(mean_logprobs_P: Tensor) -> Tensor:
     """log(p / (1 - p)), accurate also where p is near 1."""
     means_P = mean_logprobs_P.clamp(max=_LARGEST_MEAN_LOGPROB)
     return means_P - torch.log(-torch.expm1(means_P))
-
-
-def _spread(losses_P: Tensor) -> Tensor:
-    """A pair's loss, half on each of its sequences."""
-    return losses_P.repeat_interleave(2) / 2
-
-
-def _pair_means(chosen_P: Tensor, rejected_P: Tensor) -> Means:
-    return {
-        "preference_accuracy": token_mean((chosen_P > rejected_P).to(chosen_P.dtype)),
-        "reward_margin_mean": token_mean(chosen_P - rejected_P),
-        "rewards_chosen_mean": token_mean(chosen_P),
-        "rewards_rejected_mean": token_mean(rejected_P),
-    }

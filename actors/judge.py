@@ -1,0 +1,50 @@
+"""The Ray actor of one judge's engine."""
+
+from typing import Any
+
+import ray
+
+from rlflow.rollout.chat_endpoint import ChatEndpoint
+from rlflow.rollout.engine import RolloutEngine
+from rlflow.spec.rewards import JudgeSpec
+from rlflow.spec.rollout import GenerationSpec
+
+
+class JudgeActor:
+    """Holds an engine with the judge's weights, and an endpoint that rewards ask."""
+
+    def __init__(self, label: str) -> None:
+        self._label = label
+        self._engine: Any = None
+        self._endpoint: Any = None
+
+    def __repr__(self) -> str:
+        return self._label
+
+    async def start(self, judge: JudgeSpec, num_threads: int | None) -> str:
+        """Start the engine; the endpoint's URL."""
+        from transformers import AutoTokenizer
+
+        assert judge.engine is not None
+        spec = GenerationSpec(
+            **judge.engine.model_dump(exclude={"max_model_tokens", "dtype"}), max_completion_tokens=judge.max_tokens
+        )
+        self._engine = await RolloutEngine.start(
+            judge.model,
+            spec,
+            dtype=judge.engine.dtype,
+            max_model_tokens=judge.engine.max_model_tokens,
+            seed=0,
+            load_weights=True,
+            num_threads=num_threads,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(judge.model)
+        self._endpoint = ChatEndpoint(self._engine, tokenizer, ray.util.get_node_ip_address())
+        return self._endpoint.url
+
+    async def close(self) -> None:
+        """Stop the endpoint and the engine."""
+        if self._endpoint is not None:
+            self._endpoint.close()
+        if self._engine is not None:
+            await self._engine.close()

@@ -1,0 +1,50 @@
+"""What a job's rewards need: reward models of earlier runs, and their place on the devices."""
+
+from pathlib import Path
+from typing import Literal
+
+from rlflow.errors import SpecError
+from rlflow.jobs.prepare import fetch_model
+from rlflow.spec.jobs import InferJob, RolloutJob
+from rlflow.spec.model import ModelSpec
+from rlflow.spec.rewards import JudgeSpec, ModelRewardSpec, RewardSpec
+
+
+def reward_models(job: RolloutJob | InferJob) -> dict[str, ModelSpec]:
+    """Reward models by the name of their field."""
+    return {
+        f"rewards[{i}]": job.model.other(reward) for i, reward in enumerate(job.rewards) if isinstance(reward, ModelRewardSpec)
+    }
+
+
+def score_on_devices(job: RolloutJob | InferJob, device: Literal["gpu", "cpu"]) -> bool:
+    """Whether reward workers hold models on GPUs."""
+    return device == "gpu" and any(isinstance(reward, ModelRewardSpec) and reward.device == "auto" for reward in job.rewards)
+
+
+def find_reward_models(job: RolloutJob | InferJob) -> tuple[RewardSpec, ...]:
+    """The job's rewards, their models as paths or hub ids that transformers can load. Raises `SpecError`."""
+    return tuple(_found(reward, job, f"rewards[{index}]") for index, reward in enumerate(job.rewards))
+
+
+def _found(reward: RewardSpec, job: RolloutJob | InferJob, field: str) -> RewardSpec:
+    if isinstance(reward, ModelRewardSpec):
+        path = fetch_model(job.model.other(reward), Path(job.run.dir), field)
+        return reward.model_copy(update={"path": path, "from_run": None, "hub": "huggingface"})
+    if isinstance(reward, JudgeSpec) and reward.engine is not None and Path(reward.model).is_dir():
+        return reward.model_copy(update={"model": str(Path(reward.model).absolute())})
+    return reward
+
+
+def without_models_of(job: RolloutJob | InferJob, earlier_runs: tuple[str, ...]) -> RolloutJob | InferJob:
+    """The job without rewards whose model an earlier job has yet to train."""
+    later = [reward for reward in job.rewards if not (isinstance(reward, ModelRewardSpec) and reward.from_run in earlier_runs)]
+    return job.model_copy(update={"rewards": tuple(later)})
+
+
+def judge_devices(job: RolloutJob | InferJob, device: Literal["gpu", "cpu"]) -> tuple[int, ...]:
+    """Devices of each engine that holds a judge. Raises `SpecError` for one that is to be spread over cores."""
+    engines = [reward.engine for reward in job.rewards if isinstance(reward, JudgeSpec) and reward.engine is not None]
+    if device == "cpu" and any(engine.tensor_parallel_size > 1 for engine in engines):
+        raise SpecError("rewards.engine.tensor_parallel_size: engines without GPU cannot be spread over devices; set it to 1")
+    return tuple(engine.tensor_parallel_size for engine in engines for _ in range(engine.num_workers))
