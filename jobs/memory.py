@@ -24,6 +24,8 @@ _LOGITS_BYTES = 2**29
 _REDUCE_BUCKET_ELEMENTS = 5 * 10**8
 """DeepSpeed's default bucket of gradients."""
 _LORA_FRACTION = 0.01
+_QUANTISED_BYTES = 4.5 / 8
+"""Of a parameter in 4 bits, with the scale of its block."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,13 +141,24 @@ def _learner_states(job: TrainingJob, facts: ModelFacts) -> tuple[float, float]:
     size, ranks, stage = _size(job), job.learner.num_ranks, _zero_stage(job)
     fraction = _LORA_FRACTION if job.model.lora else 1.0
     trained = facts.num_parameters * fraction
-    weights = facts.num_parameters / ranks * size if stage == 3 else _unpartitioned(job, facts) * size
+    weights = facts.num_parameters / ranks * size if stage == 3 else _whole_weights(job, facts)
     gradients = trained / ranks * 4 if stage >= 2 else _unpartitioned(job, facts) * fraction * 4
     gradients += min(_REDUCE_BUCKET_ELEMENTS, trained) * size if stage >= 2 else 0
     master = 0 if size == 4 and stage == 0 else 4
     optimizer = trained * (master + 8) / (ranks if stage >= 1 else 1)
     on_device = weights + gradients + (0 if job.learner.offload_optimizer else optimizer)
     return on_device / GIB, (optimizer + weights) / GIB
+
+
+def _whole_weights(job: TrainingJob, facts: ModelFacts) -> float:
+    """Bytes of a rank's weights that are not partitioned; embeddings and the output head are never quantised."""
+    if job.model.is_quantised:
+        return facts.embedding_parameters * _size(job) + _linear_parameters(facts) * _QUANTISED_BYTES
+    return _unpartitioned(job, facts) * _size(job)
+
+
+def _linear_parameters(facts: ModelFacts) -> int:
+    return facts.num_parameters - facts.embedding_parameters
 
 
 def _unpartitioned(job: TrainingJob, facts: ModelFacts) -> float:
@@ -183,7 +196,9 @@ def _forward_numbers(facts: ModelFacts, tokens: int) -> int:
 
 
 def _gathered(job: TrainingJob, facts: ModelFacts) -> float:
-    """Parameters that ZeRO-3 holds whole at once: the embeddings and two layers."""
+    """Parameters that ZeRO-3 holds whole at once, the embeddings and two layers; or the matrix that is dequantised."""
+    if job.model.is_quantised:
+        return facts.hidden_size * facts.intermediate_size * _size(job) / GIB
     if _zero_stage(job) < 3 or job.learner.num_ranks == 1:
         return 0.0
     layer = (_unpartitioned(job, facts) - facts.embedding_parameters) / facts.num_layers

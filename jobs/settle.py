@@ -60,7 +60,9 @@ def _zero_stages(job: TrainingJob) -> tuple[int, ...]:
     stage = job.learner.zero_stage
     if stage != "auto":
         return (stage,)
-    return (1, 2, 3) if job.learner.num_ranks > 1 else (1,)
+    if job.learner.num_ranks == 1:
+        return (1,)
+    return (1, 2) if job.model.is_quantised else (1, 2, 3)
 
 
 def _with(job: TrainingJob, residency: str, checkpointing: str, zero_stage: int) -> TrainingJob:

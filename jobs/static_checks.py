@@ -11,6 +11,7 @@ from rlflow.jobs.adapters import find_adapter
 from rlflow.jobs.earlier_runs import output_path, waits_for_answers, with_answers
 from rlflow.jobs.prepare import model_path
 from rlflow.jobs.rewards import reward_models
+from rlflow.learner.quantization import check_bitsandbytes
 from rlflow.observe.answers import errors_path
 from rlflow.observe.run_dir import RunDirectory
 from rlflow.spec.jobs import DpoJob, InferJob, Job, RolloutJob
@@ -24,7 +25,16 @@ from rlflow.spec.sources import FileSource, SelfCognitionSource
 def static_problems(job: Job, earlier_runs: Sequence[str] = ()) -> list[str]:
     """Missing files, runs and plugins, limits that contradict each other: one line each."""
     problems: list[str] = []
-    for check in (_check_run, _check_template, _check_sources, _check_hubs, _check_rewards, _check_losses, _check_output):
+    for check in (
+        _check_run,
+        _check_template,
+        _check_sources,
+        _check_hubs,
+        _check_quantisation,
+        _check_rewards,
+        _check_losses,
+        _check_output,
+    ):
         try:
             check(job)
         except UserError as error:
@@ -85,6 +95,11 @@ def _check_hubs(job: Job) -> None:
     for field, hub in hubs.items():
         if hub == "modelscope":
             check_modelscope(f"{field}.hub")
+
+
+def _check_quantisation(job: Job) -> None:
+    if job.model.is_quantised:
+        check_bitsandbytes()
 
 
 def _check_rewards(job: Job) -> None:

@@ -51,7 +51,18 @@ def _convert_adapters(settings: Settings, draft: Draft) -> None:
         "dropout": settings["lora_dropout"],
         "target_modules": targets[0] if len(targets) == 1 and targets[0] == "all-linear" else targets,
     }
-    draft.set("model.lora", adapters)
+    draft.set("model.lora", {**adapters, **_quantization(settings, draft)})
+
+
+def _quantization(settings: Settings, draft: Draft) -> dict[str, str]:
+    """QLoRA's setting; other methods and bits only give a note."""
+    method, bits = settings["quant_method"], settings["quant_bits"]
+    if (method, bits) == ("bnb", 4):
+        return {"quantization": "nf4"}
+    for name in ("quant_method", "quant_bits"):
+        if settings.gives(name):
+            draft.note("no equivalent", settings.written[name], "a base is quantised by bitsandbytes to 4 bits (bnb, 4) or not")
+    return {}
 
 
 def convert_optimizer(settings: Settings, draft: Draft) -> None:

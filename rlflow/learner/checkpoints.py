@@ -35,12 +35,16 @@ class CheckpointFiles:
     reference: Any
     layout: Layout
     rank: int
+    keeps_frozen: bool = True
+    """Whether parameters that are not trained are part of the state; if not, they are those of the model at the start."""
 
     def save(self, directory: Path, client_state: dict[str, Any]) -> None:
         """Write this rank's part of the training state."""
         own = {"torch_rng": torch.get_rng_state(), "client_state_names": list(client_state)}
         state = {**client_state, **own}
-        self.engine.save_checkpoint(str(directory), tag="learner", client_state=state)
+        self.engine.save_checkpoint(
+            str(directory), tag="learner", client_state=state, exclude_frozen_parameters=not self.keeps_frozen
+        )
         if isinstance(self.reference, SwappedReference):
             self.reference.save(directory / self._reference_file)
         if self.rank == 0:
@@ -54,7 +58,7 @@ class CheckpointFiles:
                 f"{directory} was saved with {saved}, but this run has {self.layout}: "
                 "set learner.num_ranks, learner.zero_stage and learner.expert_parallel as they were"
             )
-        loaded, state = self.engine.load_checkpoint(str(directory), tag="learner")
+        loaded, state = self.engine.load_checkpoint(str(directory), tag="learner", load_module_strict=self.keeps_frozen)
         if loaded is None:
             raise LearnerError(f"{directory}: no learner state could be read")
         if isinstance(self.reference, SwappedReference):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rlflow.learner.expert_parallel import SpreadExperts, spread_experts
+from rlflow.learner.quantization import dequantised, is_quantised, without_quantiser
 from rlflow.weights.buckets import Bucket, TensorDescription, plan_buckets
 from rlflow.weights.buffers import BufferHandle, SendBuffer, allocate, slot_view
 
@@ -40,20 +41,25 @@ class _Export:
     @property
     def shape(self) -> tuple[int, ...]:
         """Of the whole parameter."""
+        if is_quantised(self.parameter):
+            return tuple(self.parameter.quant_state.shape)  # pyright: ignore[reportAttributeAccessIssue]
         return tuple(getattr(self.parameter, "ds_shape", self.parameter.shape))
 
     @property
     def dtype(self) -> torch.dtype:
-        """Data type."""
+        """Data type; of what was quantised, that it was loaded in."""
+        if is_quantised(self.parameter):
+            return self.parameter.quant_state.dtype  # pyright: ignore[reportAttributeAccessIssue]
         return self.parameter.dtype
 
     def write(self, out: Tensor) -> None:
-        """Copy the gathered parameter, adapters merged in float32."""
-        out.copy_(self.parameter if self.adapter is None else self.adapter.merge(self.parameter))
+        """Copy the gathered parameter, dequantised, adapters merged in float32."""
+        whole = dequantised(self.parameter) if is_quantised(self.parameter) else self.parameter
+        out.copy_(whole if self.adapter is None else self.adapter.merge(whole))
 
 
 class WeightExporter:
-    """Exports the weights of a transformers model (adapters merged), whole or partitioned by ZeRO-3.
+    """Exports the weights of a transformers model (dequantised, adapters merged), whole or partitioned by ZeRO-3.
 
     Every method that gathers is collective: all ranks call it in the same order.
     """
@@ -173,7 +179,8 @@ def save_pretrained(causal_lm: Any, state: dict[str, Tensor], directory: Path, *
     attention = causal_lm.config._attn_implementation
     causal_lm.config._attn_implementation = None
     try:
-        causal_lm.save_pretrained(directory, state_dict=state, is_main_process=True, **options)
+        with without_quantiser(causal_lm):
+            causal_lm.save_pretrained(directory, state_dict=state, is_main_process=True, **options)
     finally:
         causal_lm.config._attn_implementation = attention
 

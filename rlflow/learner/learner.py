@@ -58,9 +58,10 @@ class Learner:
         num_tokens: int = 0,
         bucket_bytes: int | None = None,
     ) -> None:
+        self._is_quantised = model.is_quantised
         stage = spec.zero_stage
         if stage == "auto":  # usually the plan has decided, by what fits
-            stage = 3 if info.world_size > 1 else 1
+            stage = 3 if info.world_size > 1 and not self._is_quantised else 1
             spec = spec.model_copy(update={"zero_stage": stage})
         self._zero_stage: int = stage
         self._spec, self._info, self._temperature = spec, info, temperature
@@ -280,7 +281,7 @@ class Learner:
     @property
     def _files(self) -> CheckpointFiles:
         layout = Layout(self._info.world_size, self._zero_stage, self._spec.expert_parallel)
-        return CheckpointFiles(self._engine, self._reference, layout, self._info.rank)
+        return CheckpointFiles(self._engine, self._reference, layout, self._info.rank, keeps_frozen=not self._is_quantised)
 
     def save_model(self, directory: Path, tokenizer: Any) -> None:
         """Write the weights as a transformers model directory."""

@@ -11,6 +11,7 @@ from rlflow.errors import LearnerError, SpecError
 from rlflow.learner.activations import checkpoint_activations
 from rlflow.learner.attention import NAME, register
 from rlflow.learner.liger import use_liger_kernels
+from rlflow.learner.quantization import keep_layout, quantization_config
 from rlflow.spec.learner import LearnerSpec
 from rlflow.spec.model import LoraSpec, ModelSpec, RandomModelSpec
 
@@ -85,15 +86,20 @@ def load_value_model(path: str, model: ModelSpec, learner: LearnerSpec) -> Any:
 
 def _load(factory: Any, path: str, model: ModelSpec, may_miss: tuple[str, ...] = (), **options: Any) -> Any:
     register()
+    dtype = getattr(torch, model.dtype)
+    if model.is_quantised:
+        options["quantization_config"] = quantization_config(dtype)
     loaded, info = factory.from_pretrained(
         path,
         revision=model.revision,
-        dtype=getattr(torch, model.dtype),
+        dtype=dtype,
         attn_implementation=NAME,
         trust_remote_code=model.trust_remote_code,
         output_loading_info=True,
         **options,
     )
+    if model.is_quantised:
+        keep_layout(loaded)
     absent = [*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])]
     missing = [key for key in absent if key not in may_miss]
     if missing:
@@ -139,7 +145,11 @@ def _add_adapters(model: Any, lora: LoraSpec, task_type: str, learner: LearnerSp
 
 
 def expert_adapter_problem(lora: LoraSpec, learner: LearnerSpec) -> str | None:
-    """Why a mixture's experts cannot be adapted so: they are one parameter, which peft adapts as a whole."""
+    """Why a mixture's experts cannot be adapted so: they are one parameter, which peft adapts as a whole, and no linear layers,
+    which is what bitsandbytes quantises.
+    """
+    if lora.quantization is not None:
+        return "model.lora.quantization: a mixture's experts would stay as they are; leave it out"
     only = "or adapt attention alone with model.lora.target_modules: [q_proj, k_proj, v_proj, o_proj]"
     if lora.target_modules != "all-linear":
         return None

@@ -69,6 +69,8 @@ class TrainingJob(Job):
                 yield f"learner.{name}: a job of kind {self.kind} has models that cannot be spread this way; set it to 1"
         if self.learner.expert_parallel > 1 and self.model.lora is not None:
             yield "learner.expert_parallel: not with model.lora, whose base weights stay as they are; set it to 1"
+        if self.model.is_quantised and self.learner.zero_stage == 3:
+            yield "learner.zero_stage: 3 cannot partition the 4-bit weights of model.lora.quantization; use auto, 1 or 2"
         if self.learner.zero_stage == 0 and self.model.dtype != "float32":
             yield f"learner.zero_stage: 0 needs model.dtype float32, not {self.model.dtype}; use 1 or higher"
 

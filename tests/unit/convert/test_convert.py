@@ -115,6 +115,13 @@ def test_what_ms_swift_would_do_by_default_is_in_the_spec():
     assert document(SFT)["learner"]["optimizer"] == {"learning_rate": 1e-5}, "of full training"
 
 
+def test_a_quantised_base_is_kept_if_it_can_be():
+    command = "swift sft --model org/m --dataset org/d"
+    assert document(f"{command} --quant_method bnb --quant_bits 4")["model"]["lora"]["quantization"] == "nf4"
+    converted = convert(f"{command} --quant_method bnb --quant_bits 8")
+    assert [note.what for note in converted.notes if "bitsandbytes" in note.text] == ["--quant_method bnb", "--quant_bits 8"]
+
+
 def test_hybrid_thinking_models_ignore_empty_thinking_since_4():
     command = "swift sft --model Qwen/Qwen3-8B --dataset org/d"
     assert document(command, version="4")["data"]["ignore_empty_think"] is True

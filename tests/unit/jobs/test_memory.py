@@ -6,6 +6,7 @@ from rlflow.jobs.memory import estimate_memory
 from rlflow.jobs.model_facts import ModelFacts
 from rlflow.jobs.settle import settle
 from rlflow.spec.load import parse_job
+from rlflow.spec.model import LoraSpec, ModelSpec
 
 MEASURED_GIB = [
     ("qwen3-1.7b", 1, 16384, 69.0),
@@ -78,6 +79,23 @@ def test_more_ranks_partition_what_one_cannot_hold():
         settle(sft(num_ranks=8), FACTS["qwen3-1.7b"], on_gpu=True, device_gib=gib).learner.zero_stage for gib in (79, 30, 20)
     ]
     assert stages == sorted(stages) and stages[0] == 1 and stages[-1] > 1
+
+
+def test_a_base_in_4_bits_takes_a_quarter_and_is_never_partitioned():
+    facts = FACTS["qwen3-1.7b"]
+    linear = facts.num_parameters - facts.embedding_parameters
+    plain, quantised = (
+        estimate_memory(_with_adapters(sft(zero_stage=1), **lora), facts, on_gpu=True, device_gib=80).learner_states
+        for lora in ({}, {"quantization": "nf4"})
+    )
+    assert plain - quantised == pytest.approx(linear * (2 - 4.5 / 8) / 2**30)
+    for known in (facts, None):
+        job = settle(_with_adapters(sft(num_ranks=8), quantization="nf4"), known, on_gpu=True, device_gib=2)
+        assert job.learner.zero_stage == 2
+
+
+def _with_adapters(job, **lora):
+    return job.model_copy(update={"model": ModelSpec(path="m", lora=LoraSpec(**lora))})
 
 
 def test_what_the_spec_says_stays():

@@ -13,6 +13,16 @@ def job(**fields):
     return parse_job(spec | fields)
 
 
+def test_missing_bitsandbytes_is_said_before_anything_starts(monkeypatch):
+    quantised = job(model={"path": "org/m", "lora": {"quantization": "nf4"}})
+    monkeypatch.setattr("rlflow.learner.quantization.find_spec", lambda name: None)
+    assert static_problems(quantised) == [
+        "model.lora.quantization: 4-bit weights need bitsandbytes, which is not installed: pip install 'rlflow[qlora]'"
+    ]
+    monkeypatch.setattr("rlflow.learner.quantization.find_spec", lambda name: name)
+    assert static_problems(quantised) == []
+
+
 def test_a_model_of_modelscope_is_downloaded_when_a_run_starts(monkeypatch, tmp_path):
     package = ModuleType("modelscope")
     package.snapshot_download = lambda name, revision=None: f"/cache/{name}@{revision}"

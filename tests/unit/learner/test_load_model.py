@@ -6,7 +6,7 @@ from safetensors.torch import load_file, save_file
 
 from rlflow.data.characters import build_character_tokenizer
 from rlflow.errors import LearnerError, SpecError
-from rlflow.learner.load_model import create_random_model, load_causal_lm, model_config, packaged_shapes
+from rlflow.learner.load_model import create_random_model, expert_adapter_problem, load_causal_lm, model_config, packaged_shapes
 from rlflow.spec.learner import LearnerSpec
 from rlflow.spec.model import LoraSpec, ModelSpec, RandomModelSpec
 
@@ -103,3 +103,8 @@ def test_what_adapters_of_experts_cannot_do_is_said(tmp_path, lora, learner, mes
     create_random_model(spec, "float32", build_character_tokenizer(CHARACTERS), tmp_path)
     with pytest.raises(SpecError, match=message):
         load_causal_lm(str(tmp_path), ModelSpec(path=str(tmp_path), dtype="float32", lora=lora), learner)
+
+
+def test_experts_are_not_quantised():
+    problem = expert_adapter_problem(LoraSpec(target_modules=("q_proj",), quantization="nf4"), LearnerSpec(zero_stage=1))
+    assert problem == "model.lora.quantization: a mixture's experts would stay as they are; leave it out"

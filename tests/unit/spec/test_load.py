@@ -357,6 +357,11 @@ def test_resolved_holds_every_default():
     assert data["data"]["sources"][0] == {"type": "file", "path": "rows.jsonl", "sample": 5, "columns": {}, "held_out": None}
 
 
+def test_a_base_in_4_bits_is_not_partitioned():
+    with pytest.raises(SpecError, match=r"learner\.zero_stage: 3 cannot partition the 4-bit weights .* use auto, 1 or 2"):
+        parse_job(spec(model={"path": "m", "lora": {"quantization": "nf4"}}, learner={"zero_stage": 3}))
+
+
 def test_contradictions_are_reported_together():
     changes = {"grpo": {"optimizer_steps_per_batch": 3}, "learner": {"zero_stage": 0}, "epochs": 1}
     with pytest.raises(SpecError) as caught:
