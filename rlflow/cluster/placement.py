@@ -1,7 +1,9 @@
 """The placement group of a run, and starting actors in it."""
 
 import logging
+import os
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import ray
@@ -35,6 +37,7 @@ class Placement:
                 name=label if count == 1 else f"{label}#{count}",  # a dead actor's name is free only some time later
                 namespace=self._run,
                 scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, seat.bundle),
+                runtime_env={"env_vars": actor_environment(self._plan, os.environ)},
                 **self._resources(seat),
                 **options,
             )
@@ -61,6 +64,15 @@ class Placement:
                 remove_placement_group(self._group)
                 raise SpecError(f"run.name: {self._run}: gave up {message}")
             logger.warning(message)
+
+
+def actor_environment(plan: DevicePlan, own: Mapping[str, str]) -> dict[str, str]:
+    """Variables that actors need from their start, besides the driver's `own`.
+
+    Without GPUs they share the CPUs by turns: OpenMP threads that spin while they wait would take them from the actor whose turn
+    it is. Set OMP_WAIT_POLICY to have it otherwise.
+    """
+    return {} if plan.device == "gpu" or "OMP_WAIT_POLICY" in own else {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
 def _total(plan: DevicePlan) -> dict[str, float]:

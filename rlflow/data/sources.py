@@ -57,8 +57,7 @@ def _load_source(
     if isinstance(source, FileSource):
         named = _load_files(source.path, field, cache_dir, open_file)
     elif isinstance(source, HubSource):
-        subsets = source.subset.split("/") if source.subset else [None]
-        named = _load_hub(source.id, subsets, source.split, source.hub, field, cache_dir)
+        named = _load_hub(source.id, _list_subsets(source, field), source.split, source.hub, field, cache_dir)
     elif isinstance(source, SelfCognitionSource):
         loaded = [(name, _rename(dataset, source.columns, field, name)) for name, dataset in _load_self(source, field, cache_dir)]
         named = [(name, fill_placeholders(dataset, source, spec, name)) for name, dataset in loaded]
@@ -90,6 +89,20 @@ def _load_self(source: SelfCognitionSource, field: str, cache_dir: Path) -> list
 
 def _load_files(path: str, field: str, cache_dir: Path, open_file: OpenFile) -> list[tuple[str, "Dataset"]]:
     return [(str(file), open_file(file, cache_dir)) for file in list_files(path, f"{field}.path")]
+
+
+def _list_subsets(source: HubSource, field: str) -> Sequence[str | None]:
+    """The subsets to read one after the other; `all` are those of the data set, if none has this name."""
+    if source.subset != "all":
+        return source.subset.split("/") if source.subset else [None]
+    from datasets import get_dataset_config_names
+
+    try:
+        names = get_dataset_config_names(source.id)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise DataError(f"{field}.subset: cannot list the subsets of {source.id}: {reason}") from None
+    return ["all"] if "all" in names else names
 
 
 def _load_hub(

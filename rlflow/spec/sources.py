@@ -61,7 +61,8 @@ class HubSource(BaseSource):
     """Data set id, such as `org/name`."""
 
     subset: str | None = None
-    """Subset (configuration) of the data set; several are joined by `/` and read one after the other."""
+    """Subset (configuration) of the data set; several are joined by `/` and read one after the other, and
+    `all` are all that it has (on the Hugging Face hub)."""
 
     split: str = "train"
     """Split of the data set; slices such as `train[:10%]` work too on the Hugging Face hub."""
@@ -73,6 +74,8 @@ class HubSource(BaseSource):
         """Rows whose placeholders nobody would fill."""
         if self.id in _SELF_COGNITION:
             yield f"id: {self.id} holds placeholders for a name and an author; use type: self_cognition with this id"
+        if self.subset == "all" and self.hub == "modelscope":
+            yield "subset: all subsets can only be listed on the Hugging Face hub; name them, joined by /"
 
 
 class RunSource(BaseSource):

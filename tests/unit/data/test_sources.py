@@ -125,6 +125,27 @@ def test_modelscope_is_read_through_its_package(tmp_path, monkeypatch):
     assert calls[0] == ("org/name", {"split": "train", "cache_dir": str(tmp_path / "cache"), "subset_name": "a"})
 
 
+def test_all_subsets_are_those_that_the_hub_lists(tmp_path, monkeypatch):
+    def fake_load(name, subset, **options):
+        return Dataset.from_list([{"query": subset, "response": "1"}])
+
+    monkeypatch.setattr("datasets.load_dataset", fake_load)
+    for listed, read in ((["a", "b"], ["a", "b"]), (["a", "all"], ["all"])):
+        monkeypatch.setattr("datasets.get_dataset_config_names", lambda name, listed=listed: listed)
+        assert [row.messages[0]["content"] for row in load(tmp_path, "org/name:all")] == read
+
+
+def test_subsets_that_cannot_be_listed_are_an_error_of_the_source(tmp_path, monkeypatch):
+    def offline(name):
+        raise ConnectionError("no route to the hub\nmore")
+
+    monkeypatch.setattr("datasets.get_dataset_config_names", offline)
+    with pytest.raises(DataError, match=r"^data.sources\[0\].subset: cannot list the subsets of org/name: no route to the hub$"):
+        load(tmp_path, "org/name:all")
+    with pytest.raises(ValueError, match=r"subset: all subsets can only be listed on the Hugging Face hub; name them"):
+        load(tmp_path, "MS::org/name:all")
+
+
 def test_without_modelscope_one_line_says_what_to_install(tmp_path):
     with pytest.raises(SpecError, match=r"data.sources\[0\].hub: .*pip install modelscope"):
         load(tmp_path, "MS::org/name")
