@@ -19,7 +19,7 @@ from rlflow.data.raw_rows import load_raw_rows
 from rlflow.data.rows import Row
 from rlflow.jobs.adapters import merged_model
 from rlflow.jobs.context import JobContext
-from rlflow.jobs.prepare import PreparedModel, cache_dir, output_path, prepare_model
+from rlflow.jobs.prepare import PreparedModel, cache_dir, engine_settings, output_path, prepare_model
 from rlflow.loops.infer import InferLoop
 from rlflow.observe.answers import AnswerFiles
 from rlflow.observe.run_dir import RunDirectory
@@ -110,7 +110,7 @@ def _scorer(rewards: RewardGroup) -> Any:
 def _rollout_setup(job: InferJob, model: PreparedModel, context: JobContext) -> RolloutSetup:
     return RolloutSetup(
         model_path=model.path,
-        rollout=with_model_settings(job.rollout, model.path),
+        rollout=engine_settings(with_model_settings(job.rollout, model.path), job.model),
         dtype=job.model.dtype,
         max_model_tokens=job.data.max_prompt_tokens + job.rollout.max_completion_tokens,
         seed=job.run.seed,

@@ -25,7 +25,7 @@ from rlflow.data.order import RowOrder
 from rlflow.data.rows import Rows
 from rlflow.jobs.context import JobContext, Machine
 from rlflow.jobs.length import total_steps
-from rlflow.jobs.prepare import PreparedModel, PromptRows, load_rows, prepare_model, prepare_prompts
+from rlflow.jobs.prepare import PreparedModel, PromptRows, engine_settings, load_rows, prepare_model, prepare_prompts
 from rlflow.jobs.recovery import with_learner_restarts
 from rlflow.loops.sampling import SamplingLoop, token_mean_settings
 from rlflow.loops.state import LoopState
@@ -147,7 +147,7 @@ def _learner_setup(job: RolloutJob, model: PreparedModel, machine: Machine, part
 def _rollout_setup(job: RolloutJob, model: PreparedModel, machine: Machine) -> RolloutSetup:
     return RolloutSetup(
         model_path=model.path,
-        rollout=job.rollout,
+        rollout=engine_settings(job.rollout, job.model),
         dtype=job.model.dtype,
         max_model_tokens=job.data.max_prompt_tokens + job.longest_completion,
         seed=job.run.seed,

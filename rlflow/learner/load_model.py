@@ -87,7 +87,6 @@ def _load(factory: Any, path: str, model: ModelSpec, may_miss: tuple[str, ...] =
     register()
     loaded, info = factory.from_pretrained(
         path,
-        revision=model.revision,
         dtype=getattr(torch, model.dtype),
         attn_implementation=NAME,
         trust_remote_code=model.trust_remote_code,
