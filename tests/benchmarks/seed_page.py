@@ -91,7 +91,8 @@ class Page:
 
     def rlflow(self, *words: str, text: str = "") -> Result:
         """A command of rlflow, as in a shell."""
-        variables = {"PYTHONPATH": os.getcwd(), "RAY_AUTH_MODE": "disabled", "HF_ENDPOINT": self.hub, "HF_TOKEN": TOKEN}
+        hub = {"HF_ENDPOINT": self.hub, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"}  # the stand-in has plain LFS alone
+        variables = {"PYTHONPATH": os.getcwd(), "RAY_AUTH_MODE": "disabled", **hub}
         known = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         command = [sys.executable, "-m", "rlflow.cli", *words]
         return subprocess.run(
@@ -147,7 +148,7 @@ def export(page: Page, name: str) -> Ran:
     words = ["me/robot" if word == "<hub-model-id>" else "huggingface" if word == "modelscope" else word for word in words]
     words[words.index("--output") + 1] = name
     done = page.rlflow(*words[1:])
-    return done, lambda: " ".join(done.stdout.split())[:160]
+    return done, lambda: " ".join(" ".join(done.stdout.splitlines()[-2:]).split())
 
 
 def converted_words(name: str) -> list[str]:
@@ -185,7 +186,7 @@ def grpo_with_spread_experts(page: Page, name: str) -> Ran:
     """Experts of two ranks, sent to an engine that holds them all."""
     document: Any = convert((COMMANDS / "grpo.sh").read_text(encoding="utf-8")).result
     document["model"]["path"] = "experts"
-    document["learner"] |= {"expert_parallel": 2, "zero_stage": 1}
+    document["learner"]["expert_parallel"] = 2
     done = page.job(name, document, (*JOBS["grpo"][1:], "rollout.top_p=1", "rollout.top_k=0"))
     return done, lambda: _told_of_job(page, name)
 
