@@ -20,7 +20,7 @@ from rlflow.data.rows import Row
 from rlflow.jobs.adapters import merged_model
 from rlflow.jobs.context import JobContext
 from rlflow.jobs.earlier_runs import output_path, with_answers
-from rlflow.jobs.prepare import PreparedModel, cache_dir, prepare_model
+from rlflow.jobs.prepare import PreparedModel, cache_dir, engine_settings, prepare_model
 from rlflow.jobs.rewards import find_reward_models, judge_devices, score_on_devices
 from rlflow.loops.infer import InferLoop
 from rlflow.observe.answers import AnswerFiles
@@ -116,7 +116,7 @@ def _scorer(rewards: RewardGroup) -> Any:
 def _rollout_setup(job: InferJob, model: PreparedModel, context: JobContext) -> RolloutSetup:
     return RolloutSetup(
         model_path=model.path,
-        rollout=with_model_settings(job.rollout, model.path),
+        rollout=engine_settings(with_model_settings(job.rollout, model.path), job.model),
         dtype=job.model.dtype,
         max_model_tokens=job.data.max_prompt_tokens + job.rollout.max_completion_tokens,
         seed=job.run.seed,

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -16,6 +16,9 @@ from rlflow.loops.conversations import ConversationLengths
 from rlflow.observe.run_dir import RunDirectory
 from rlflow.spec.jobs import Job, KtoJob, PreferenceJob, RolloutJob, SftJob
 from rlflow.spec.model import ModelSpec, RandomModelSpec
+from rlflow.spec.rollout import EngineSpec
+
+EngineT = TypeVar("EngineT", bound=EngineSpec)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +37,7 @@ def prepare_model(job: Job, run: RunDirectory) -> PreparedModel:
     from rlflow.data.chat import load_tokenizer
 
     path = _create_random(job.model.random, job, run) if job.model.random else fetch_model(job.model, Path(job.run.dir))
-    tokenizer = load_tokenizer(path, job.data)
+    tokenizer = load_tokenizer(path, job.data, trust_remote_code=job.model.trust_remote_code)
     tokenizer_path = run.path / "tokenizer"
     tokenizer.save_pretrained(tokenizer_path)
     return PreparedModel(path, str(tokenizer_path), tokenizer)
@@ -71,13 +74,32 @@ def model_path(model: ModelSpec, runs: Path, field: str = "model") -> str:
 
 
 def fetch_model(model: ModelSpec, runs: Path, field: str = "model") -> str:
-    """The same, as a path or id that transformers and vLLM can load: a model of ModelScope is downloaded."""
+    """The same, as a path or id that all libraries load alike: a revision, or a model of ModelScope, is downloaded."""
     path = model_path(model, runs, field)
-    if model.hub == "huggingface" or Path(path).is_dir():
+    if Path(path).is_dir():
         return path
-    from rlflow.data.modelscope_hub import download_modelscope_model
+    if model.hub == "modelscope":
+        from rlflow.data.modelscope_hub import download_modelscope_model
 
-    return download_modelscope_model(path, model.revision, field)
+        return download_modelscope_model(path, model.revision, field)
+    return path if model.revision is None else _download_revision(path, model.revision, field)
+
+
+def _download_revision(path: str, revision: str, field: str) -> str:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return snapshot_download(path, revision=revision)
+    except (OSError, ValueError) as error:  # no such model or revision, or no connection
+        reason = " ".join(str(error).split())
+        raise SpecError(f"{field}.revision: cannot download {path} at {revision}: {reason}") from None
+
+
+def engine_settings(settings: EngineT, model: ModelSpec) -> EngineT:
+    """Settings of engines, with what the model needs of them."""
+    if not model.trust_remote_code:
+        return settings
+    return settings.model_copy(update={"engine": {"trust_remote_code": True, **settings.engine}})
 
 
 def check_vocabulary(path: str, tokenizer: Any, field: str) -> None:

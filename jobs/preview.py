@@ -55,7 +55,8 @@ def _load_tokenizer(job: Job) -> Any:
     from rlflow.data.chat import load_tokenizer
 
     if job.model.random is None:
-        return load_tokenizer(fetch_model(job.model, Path(job.run.dir)), job.data)
+        path = fetch_model(job.model, Path(job.run.dir))
+        return load_tokenizer(path, job.data, trust_remote_code=job.model.trust_remote_code)
     if job.model.random.characters is None:
         return load_tokenizer(str(job.model.random.tokenizer), job.data)
     return build_character_tokenizer(job.model.random.characters)

@@ -24,7 +24,7 @@ from rlflow.cluster.weight_sync import WeightSync
 from rlflow.data.order import RowOrder
 from rlflow.jobs.context import JobContext, Machine
 from rlflow.jobs.length import total_steps
-from rlflow.jobs.prepare import PreparedModel, PromptRows, prepare_model, prepare_rows
+from rlflow.jobs.prepare import PreparedModel, PromptRows, engine_settings, prepare_model, prepare_rows
 from rlflow.jobs.recovery import run_loop
 from rlflow.jobs.rewards import find_reward_models, judge_devices, score_on_devices
 from rlflow.loops.sampling import SamplingLoop, token_mean_settings
@@ -146,7 +146,7 @@ def _learner_setup(job: RolloutJob, model: PreparedModel, machine: Machine, part
 def _rollout_setup(job: RolloutJob, model: PreparedModel, machine: Machine) -> RolloutSetup:
     return RolloutSetup(
         model_path=model.path,
-        rollout=job.rollout,
+        rollout=engine_settings(job.rollout, job.model),
         dtype=job.model.dtype,
         max_model_tokens=job.data.max_prompt_tokens + job.longest_completion,
         seed=job.run.seed,

@@ -136,8 +136,8 @@ def _convert_training(settings: Settings, draft: Draft, devices: Devices) -> Non
     convert_data(settings, draft, "data.max_prompt_tokens" if samples else "data.max_tokens")
     convert_parallelism(settings, draft, devices)
     convert_optimizer(settings, draft)
+    convert_loss_scale(settings, draft)
     if draft.kind == "sft":
-        convert_loss_scale(settings, draft)
         convert_batch(settings, draft, devices)
         draft.set("label_smoothing", settings["label_smoothing_factor"] or None)
     else:

@@ -7,6 +7,7 @@ from rlflow.convert.draft import Draft
 from rlflow.convert.flags import Settings
 from rlflow.convert.rewards import convert_rewards
 from rlflow.convert.rollout import convert_rollout
+from rlflow.convert.sources import holds_out
 from rlflow.convert.training import accumulation, rows_per_pass
 from rlflow.errors import UserError
 
@@ -25,7 +26,7 @@ def convert_grpo(settings: Settings, draft: Draft, devices: Devices) -> None:
     _loss(settings, draft)
     _advantages(settings, draft)
     _corrections(settings, draft)
-    if "held_out" in draft.document["data"]:
+    if holds_out(draft):
         draft.set("evaluate.num_samples", settings["num_generations_eval"])
     if settings["packing"]:
         draft.note("same", settings.written["packing"], "micro-batches are packed")

@@ -46,6 +46,7 @@ INFER: dict[str, Flag] = {
     "max_batch_size": same("the engine fills its batch itself", integer),
     "result_path": part(text),
     "load_data_args": missing("name the data in data.sources", boolean, (False,)),
+    "ddp_timeout": missing("engines wait for each other as long as rollout.generate_timeout_s says"),
     "metric": missing("add `rewards` to the spec to score answers"),
     "val_dataset_sample": missing("write #N after the data set"),
 }

@@ -5,15 +5,14 @@ import math
 from rlflow.convert.devices import Devices
 from rlflow.convert.draft import Draft
 from rlflow.convert.flags import Flag, Settings, boolean, integer, missing, number, part, same, text, to
-from rlflow.convert.shared_flags import DATA, MODEL
-from rlflow.convert.sources import convert_data, convert_loss_scale
-from rlflow.convert.training import convert_model, convert_run, packing_note
+from rlflow.convert.shared_flags import DATA, MODEL, ONLY_MODELS
+from rlflow.convert.sources import convert_data, convert_loss_scale, holds_out
+from rlflow.convert.training import convert_best, convert_model, convert_run, packing_note
 from rlflow.errors import UserError
 
 _ZERO = "ZeRO partitions weights, gradients and optimiser over all ranks instead"
 _OVERLAP = "DeepSpeed schedules its own communication"
 _FUSED = "kernels are fused where that is faster"
-_STATE = "checkpoints hold the training state, so that a run can go on after a failure"
 _EXPERTS = "tokens are never dropped, and no capacity is set"
 
 MEGATRON: dict[str, Flag] = {
@@ -95,8 +94,8 @@ MEGATRON: dict[str, Flag] = {
     "save_strategy": part(text, "steps"),
     "eval_steps": part(integer),
     "eval_iters": part(integer),
-    "no_save_optim": missing(_STATE, boolean, (False,)),
-    "no_save_rng": missing(_STATE, boolean, (False,)),
+    "no_save_optim": to("run.keep_only_models", boolean, changed=ONLY_MODELS),
+    "no_save_rng": missing("run.keep_only_models (no_save_optim) says whether training states are kept", boolean, (False,)),
     "no_load_optim": same("training starts with a new optimiser", boolean),
     "no_load_rng": same("training starts with run.seed", boolean),
     "async_save": missing("a checkpoint is whole before the next step"),
@@ -201,7 +200,8 @@ def _schedule(settings: Settings, draft: Draft) -> None:
 
 
 def _evaluation(settings: Settings, draft: Draft) -> None:
-    if "held_out" not in draft.document["data"]:
+    convert_best(settings, draft)
+    if not holds_out(draft):
         return
     draft.set("evaluate.every", settings["eval_steps"] or settings["save_steps"])
     iterations = settings["eval_iters"]

@@ -8,6 +8,7 @@ from rlflow.convert.flags import Settings
 from rlflow.convert.grpo import convert_grpo
 from rlflow.convert.rewards import convert_rewards
 from rlflow.convert.rollout import convert_rollout
+from rlflow.convert.sources import hold_nothing_out, holds_out
 from rlflow.convert.training import convert_batch, rows_per_step
 from rlflow.errors import UserError
 
@@ -152,10 +153,10 @@ def _gkd(settings: Settings, draft: Draft, devices: Devices) -> None:
             "all others as one; gkd.top_k: null compares all, at 12 bytes a token and entry",
         )
     draft.set("gkd.top_k", top_k)
-    if "held_out" in draft.document["data"]:
-        del draft.document["data"]["held_out"]
+    if holds_out(draft):
+        hold_nothing_out(draft)
         draft.note(
             "no equivalent",
-            settings.written["split_dataset_ratio"],
+            settings.written.get("val_dataset") or settings.written["split_dataset_ratio"],
             "gkd evaluates held-out rows by rewards; add rewards and data.held_out",
         )

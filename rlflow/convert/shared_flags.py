@@ -1,11 +1,12 @@
 """Flags that several commands share, and their old names. Defaults are ms-swift's."""
 
-from rlflow.convert.flags import Flag, boolean, integer, mapping, missing, number, part, same, text, to, words
+from rlflow.convert.flags import Flag, boolean, integer, mapping, missing, number, numbers, part, same, text, to, words
 
 _LOADER = "rows are tokenised once into files that every rank maps into memory"
 _ATTENTION = "attention is chosen by what is installed and never crosses packed sequences"
 _METRICS = "metrics.jsonl, TensorBoard and Prometheus get every step"
 _NAME = "the model's own configuration and chat template say it"
+ONLY_MODELS = "the newest checkpoint keeps its training state until the run has ended, so that it can go on after a failure"
 _ADAPTERS = "adapters are plain low-rank ones (rank, alpha, dropout, target_modules)"
 
 MODEL: dict[str, Flag] = {
@@ -50,8 +51,8 @@ DATA: dict[str, Flag] = {
     "model_author": part(words),
     "streaming": missing("rows are tokenised before training", boolean, (False,)),
     "shuffle_buffer_size": missing("rows are shuffled as a whole"),
-    "interleave_prob": missing("sources are concatenated and shuffled; give each its number of rows with #N"),
-    "stopping_strategy": missing("sources are concatenated"),
+    "interleave_prob": part(numbers),
+    "stopping_strategy": part(text),
     "strict": part(boolean, False),
     "enable_thinking": part(boolean),
     "use_chat_template": same("chat templates are used", boolean, (True,), "rows are rendered by a chat template"),
@@ -152,7 +153,7 @@ TRAINING: dict[str, Flag] = {
     "save_strategy": part(text, "steps"),
     "save_steps": part(number, 500),
     "save_total_limit": part(integer),
-    "save_only_model": missing("checkpoints hold the training state, so that a run can go on after a failure", boolean, (False,)),
+    "save_only_model": to("run.keep_only_models", boolean, changed=ONLY_MODELS),
     "save_safetensors": same("models are written as safetensors", boolean, (True,), "models are written as safetensors"),
     "eval_strategy": part(text),
     "eval_steps": part(number),
@@ -162,7 +163,7 @@ TRAINING: dict[str, Flag] = {
     "load_best_model_at_end": missing("run.keep_best keeps the best checkpoint beside the newest", boolean, (False,)),
     "metric_for_best_model": part(text),
     "greater_is_better": part(boolean),
-    "early_stop_interval": missing("stop a run by `rlflow stop`; run.keep_best keeps the best checkpoint"),
+    "early_stop_interval": part(integer),
     "resume_from_checkpoint": missing("running the same spec again goes on from its latest complete checkpoint"),
     "resume_only_model": missing("name the run in model.from_run to start another from its model"),
     "ignore_data_skip": missing("a run goes on with the rows that it has not seen"),

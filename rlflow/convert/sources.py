@@ -8,13 +8,17 @@ from rlflow.errors import UserError
 from rlflow.spec.data import parse_source
 
 _HUGGING_FACE_NAMES = {
+    "AI-MO/NuminaMath-TIR": "AI-MO/NuminaMath-TIR",
     "AI-ModelScope/alpaca-gpt4-data-en": "vicgalle/alpaca-gpt4",
     "AI-ModelScope/alpaca-gpt4-data-zh": "llm-wizard/alpaca-gpt4-data-zh",
     "liucong/Chinese-DeepSeek-R1-Distill-data-110k-SFT": "Congliu/Chinese-DeepSeek-R1-Distill-data-110k-SFT",
-    "swift/self-cognition": "modelscope/self-cognition",
 }
-"""Data sets that the two hubs have under different names (the list of ms-swift itself)."""
+"""Data sets that both hubs have, by their ModelScope names (the list of ms-swift itself)."""
+_IDENTITY = "swift/self-cognition"
+"""Its rows have placeholders; a source of this id fills them."""
 _LOSSES = ("default", "last_round", "all")
+_LOSS_WEIGHTS = ("hermes", "react", "agentflan", "alpha_umi", "ignore_think_prefix")
+_OVERLONG = {"delete": "drop", "left": "truncate_left", "right": "truncate_right", "split": "split"}
 
 
 def convert_data(settings: Settings, draft: Draft, limit: str, rows: list[str] | None = None) -> None:
@@ -24,9 +28,10 @@ def convert_data(settings: Settings, draft: Draft, limit: str, rows: list[str] |
         raise UserError("--dataset: missing")
     draft.set("data.sources", [_source(name, settings, draft) for name in names])
     _hub(settings, draft)
-    _identity(settings, draft)
+    _identity(names, settings, draft)
     if rows is None:
         _held_out(settings, draft)
+    _mix(settings, draft)
     _limit(settings, draft, limit)
     shuffled = settings["dataset_shuffle"], settings["train_dataloader_shuffle"]
     draft.set("data.shuffle", all(shuffled), given=any(map(settings.gives, ("dataset_shuffle", "train_dataloader_shuffle"))))
@@ -40,19 +45,25 @@ def convert_data(settings: Settings, draft: Draft, limit: str, rows: list[str] |
 
 
 def convert_loss_scale(settings: Settings, draft: Draft) -> None:
-    """`data.loss` and `data.ignore_empty_think`."""
+    """`data.loss`, `data.loss_weights` and `data.ignore_empty_think`; other kinds than sft train whole answers."""
     given = settings["loss_scale"]
+    if draft.kind != "sft":
+        if given:
+            kind = "same" if given == "last_round" else "no equivalent"
+            draft.note(kind, settings.written["loss_scale"], f"a job of kind {draft.kind} trains answers as a whole")
+        return
     parts = (given or "default").split("+")
     base = parts.pop(0) if parts[0] in _LOSSES else "default"
-    unknown = [name for name in parts if name != "ignore_empty_think"]
+    unknown = [name for name in parts if name not in (*_LOSS_WEIGHTS, "ignore_empty_think")]
     if unknown:
         raise UserError(
             f"{settings.written['loss_scale']}: {unknown[0]} has no equivalent; known: {', '.join(_LOSSES)}, each with "
-            "or without +ignore_empty_think"
+            f"or without +ignore_empty_think, {', '.join(f'+{name}' for name in _LOSS_WEIGHTS)}"
         )
     draft.set("data.loss", base, given=given is not None)
+    draft.set("data.loss_weights", [name for name in parts if name in _LOSS_WEIGHTS] or None)
     hybrid = settings.version == "4" and given is None and is_hybrid(settings["model"] or "")
-    if parts or hybrid:
+    if "ignore_empty_think" in parts or hybrid:
         draft.set("data.ignore_empty_think", True)
     if hybrid:
         draft.note("changed", "loss_scale", "ms-swift 4 adds ignore_empty_think for models that can think or not")
@@ -71,67 +82,131 @@ def unescape(text: str) -> str:
     return text.replace("\\n", "\n")
 
 
-def _source(written: str, settings: Settings, draft: Draft) -> Any:
+def _source(written: str, settings: Settings, draft: Draft, held_out: float | str | None = None) -> Any:
     """A source as short as it can be written."""
-    columns = {"columns": settings["columns"]} if settings["columns"] else {}
+    extra = {"columns": settings["columns"]} if settings["columns"] else {}
+    extra |= {} if held_out is None else {"held_out": held_out}
     if written.startswith("<") and written.endswith(">"):
         draft.note("warning", f"--dataset {written}", "is a placeholder: write your file or data set id into data.sources")
-        return {"type": "file", "path": written, **columns}
-    name = _hugging_face_name(written, draft)
+        return {"type": "file", "path": written, **extra}
+    name = _name_of(written, settings, draft)
     try:
         parsed = parse_source(name)
     except ValueError as error:
         raise UserError(f"--dataset {written}: {error}") from None
-    return {key: value for key, value in parsed.items() if value is not None} | columns if columns else name
+    return {key: value for key, value in parsed.items() if value is not None} | extra if extra else name
 
 
-def _hugging_face_name(written: str, draft: Draft) -> str:
-    name = written.removeprefix("MS::")
-    head, colon, rest = name.removeprefix("HF::").partition(":")
-    hub_id, mark, rows = head.partition("#")
-    if colon and hub_id == "swift/self-cognition":
-        subset, mark, rows = rest.partition("#")
-        draft.note(
-            "warning", f"--dataset {written}", f"what ms-swift's subset {subset} does to the rows is not done; see the rows"
-        )
-        return f"{_HUGGING_FACE_NAMES[hub_id]}{mark}{rows}"
+def _name_of(written: str, settings: Settings, draft: Draft) -> str:
+    """The name in rlflow of a data set of ModelScope: a known one on the Hugging Face hub, else the same with `MS::`."""
+    if written.startswith(("MS::", "HF::")) or _type_of(written) == "file":
+        return written
+    head, mark, rows = written.partition("#")
+    hub_id, colon, subset = head.partition(":")
     if hub_id in _HUGGING_FACE_NAMES:
         known = _HUGGING_FACE_NAMES[hub_id]
-        draft.note("changed", f"--dataset {written}", f"is {known} on the Hugging Face hub")
-        return f"{known}{colon}{rest}{mark}{rows}"
-    return name
+        if known != hub_id:
+            draft.note("changed", f"--dataset {written}", f"is {known} on the Hugging Face hub")
+        return f"{known}{colon}{subset}{mark}{rows}"
+    if hub_id == _IDENTITY or settings["use_hf"]:
+        return written
+    draft.note(
+        "changed",
+        f"--dataset {written}",
+        "is read from ModelScope (pip install modelscope), as ms-swift does without --use_hf true; without MS:: in front it is "
+        "read from the Hugging Face hub, if it is there",
+    )
+    return f"MS::{written}"
+
+
+def _type_of(written: str) -> str:
+    """Kind of the source that the text is short for; empty if it is none."""
+    try:
+        return parse_source(written)["type"]
+    except ValueError:
+        return ""
 
 
 def _hub(settings: Settings, draft: Draft) -> None:
     if not settings["use_hf"]:
         draft.note(
-            "changed", "hub", "models and data sets come from Hugging Face; ms-swift takes ModelScope without --use_hf true"
+            "changed",
+            "hub",
+            "models, and data sets known to be on both, come from Hugging Face; without --use_hf true ms-swift takes ModelScope "
+            "(here: model.hub: modelscope)",
         )
     elif settings.gives("use_hf"):
         draft.note("same", settings.written["use_hf"], "Hugging Face is the hub")
 
 
-def _identity(settings: Settings, draft: Draft) -> None:
+def _identity(names: list[str], settings: Settings, draft: Draft) -> None:
+    """`data.model_name` and `data.model_author`, one for all languages or one for each."""
+    fills = any(_type_of(name) == "self_cognition" for name in names)
     for name in ("model_name", "model_author"):
-        if settings[name]:
-            draft.note(
-                "no equivalent",
-                settings.written[name],
-                "placeholders in rows are not filled; write the names into the rows of the data set",
-            )
+        given = settings[name]
+        if fills and not given:
+            raise UserError(f"--{name}: missing; {_IDENTITY} has a place for it")
+        if given and len(given) > 2:
+            raise UserError(f"{settings.written[name]}: takes one name, or one in Chinese and one in English")
+        if fills:
+            draft.set(f"data.{name}", given[0] if len(given) == 1 else dict(zip(("zh", "en"), given, strict=True)))
+        elif given:
+            draft.note("no equivalent", settings.written[name], f"has no effect without {_IDENTITY}, there or here")
+    if fills:
+        draft.note("same", _IDENTITY, "rlflow has rows of this kind built in: self_cognition:qwen3#600 needs no download")
 
 
 def _held_out(settings: Settings, draft: Draft) -> None:
+    """A validation set is a source that is held out whole; a ratio is taken of each data set, as ms-swift does."""
+    sources: list[Any] = draft.document["data"]["sources"]
+    ratio, names = settings["split_dataset_ratio"], settings["dataset"]
     if settings["val_dataset"]:
-        draft.note(
-            "no equivalent",
-            settings.written["val_dataset"],
-            "held-out rows are taken from data.sources: set data.held_out to a number of rows or a fraction",
-        )
+        sources += [_source(name, settings, draft, "all") for name in settings["val_dataset"]]
+        if settings.gives("split_dataset_ratio"):
+            draft.note("same", settings.written["split_dataset_ratio"], "val_dataset decides")
+    elif ratio and len(names) > 1:
+        draft.document["data"]["sources"] = [_source(name, settings, Draft(draft.kind), ratio) for name in names]
+    else:
+        draft.set("data.held_out", ratio, given=False)
+
+
+def holds_out(draft: Draft) -> bool:
+    """Whether rows are kept for evaluation."""
+    data = draft.document["data"]
+    return bool(data.get("held_out")) or any(isinstance(each, dict) and each.get("held_out") for each in data["sources"])
+
+
+def hold_nothing_out(draft: Draft) -> None:
+    """Take what is held out back: a validation set is no source any more."""
+    data = draft.document["data"]
+    data.pop("held_out", None)
+    data["sources"] = [each for each in data["sources"] if not isinstance(each, dict) or each.get("held_out") != "all"]
+    for each in data["sources"]:
+        if isinstance(each, dict):
+            each.pop("held_out", None)
+    if "mix" in data:
+        data["mix"]["weights"] = data["mix"]["weights"][: len(data["sources"])]
+
+
+def _mix(settings: Settings, draft: Draft) -> None:
+    """`data.mix`."""
+    weights, sources = settings["interleave_prob"], draft.document["data"]["sources"]
+    if weights is None:
+        if settings.gives("stopping_strategy"):
+            draft.note("same", settings.written["stopping_strategy"], "has no effect without interleave_prob, there or here")
         return
-    draft.set("data.held_out", settings["split_dataset_ratio"], given=False)
-    if settings["split_dataset_ratio"] and len(settings["dataset"]) > 1:
-        draft.note("changed", "split_dataset_ratio", "the fraction is taken of the mixed rows, not of each data set")
+    trained = len(settings["dataset"] or sources)
+    if len(weights) != trained:
+        raise UserError(f"{settings.written['interleave_prob']}: {len(weights)} probabilities for {trained} data sets")
+    if len(sources) > trained:
+        raise UserError(
+            f"{settings.written['interleave_prob']}: cannot be converted with --val_dataset, which rlflow would draw from too; "
+            "use --split_dataset_ratio"
+        )
+    draft.set("data.mix", {"weights": weights, "stop": settings["stopping_strategy"] or "first_exhausted"})
+    draft.note(
+        "changed", settings.written["interleave_prob"], "rows are mixed first and held out then; there the other way round"
+    )
 
 
 def _limit(settings: Settings, draft: Draft, field: str) -> None:
@@ -141,11 +216,14 @@ def _limit(settings: Settings, draft: Draft, field: str) -> None:
     draft.set(field, length)
     if length is None:
         draft.note("changed", "max_length", f"ms-swift takes the model's own limit; here {field} is its default; set it")
-    cuts = draft.kind in ("grpo", "gkd", "ppo")
     if draft.kind == "infer":
         return
-    strategy = settings["truncation_strategy"] or ("left" if cuts else "delete")
-    draft.set("data.overlong", "drop")
-    if strategy != "delete":
+    strategy = settings["truncation_strategy"] or ("left" if draft.kind in ("grpo", "gkd", "ppo") else "delete")
+    if strategy not in _OVERLONG:
+        raise UserError(f"{settings.written['truncation_strategy']}: is one of {', '.join(_OVERLONG)}")
+    draft.set("data.overlong", _OVERLONG[strategy] if draft.kind == "sft" else "drop")
+    if strategy == "split" and draft.kind == "sft":
+        draft.note("changed", settings.written["truncation_strategy"], "is for rows of plain text (`text`); it refuses others")
+    if strategy != "delete" and draft.kind != "sft":
         what = settings.written.get("truncation_strategy", "truncation_strategy left (its default here)")
         draft.note("changed", what, f"rows longer than {field} are dropped and counted, not cut")

@@ -7,6 +7,7 @@ from typing import Any
 from rlflow.convert.devices import Devices
 from rlflow.convert.draft import Draft
 from rlflow.convert.flags import Settings
+from rlflow.convert.sources import hold_nothing_out, holds_out
 from rlflow.errors import UserError
 
 _DTYPES = {"bfloat16": "bfloat16", "bf16": "bfloat16", "float32": "float32", "fp32": "float32"}
@@ -185,31 +186,49 @@ def convert_run(settings: Settings, draft: Draft) -> None:
     draft.set("run.keep_checkpoints", settings["save_total_limit"])
     if settings["save_total_limit"] is None:
         draft.note("changed", "save_total_limit", "ms-swift keeps all checkpoints, rlflow the newest 2; set run.keep_checkpoints")
-    if settings["metric_for_best_model"]:
-        _convert_best(settings, draft)
 
 
-def _convert_best(settings: Settings, draft: Draft) -> None:
-    metric = "eval_" + settings["metric_for_best_model"].removeprefix("eval_")
+def convert_best(settings: Settings, draft: Draft) -> None:
+    """`run.keep_best` and `run.early_stopping`, which need evaluations."""
+    given = [name for name in ("metric_for_best_model", "greater_is_better", "early_stop_interval") if settings.gives(name)]
+    patience, asked = settings["early_stop_interval"], settings["metric_for_best_model"]
+    if not holds_out(draft):
+        for name in given:
+            draft.note("warning", settings.written[name], "nothing is evaluated without held-out rows; set data.held_out")
+        return
+    metric = "eval_" + (asked or ("reward" if draft.kind in ("grpo", "ppo", "gkd") else "loss")).removeprefix("eval_")
     metric = "eval_token_accuracy" if metric in ("eval_token_acc", "eval_acc") else metric
     greater = settings["greater_is_better"]
     greater = "loss" not in metric if greater is None else greater
-    draft.set("run.keep_best", {"metric": metric, "mode": "max" if greater else "min"})
+    best = {"metric": metric, "mode": "max" if greater else "min"}
+    if asked:
+        draft.set("run.keep_best", best)
+    if patience:
+        draft.set("run.early_stopping", {**best, "patience": patience})
+    if not asked and not patience and settings.gives("greater_is_better"):
+        draft.note("same", settings.written["greater_is_better"], "has no effect without metric_for_best_model, there or here")
 
 
 def convert_evaluation(settings: Settings, draft: Draft) -> None:
     """`evaluate.every`."""
     steps = settings["eval_steps"]
-    if "held_out" not in draft.document["data"]:
-        if settings.gives("eval_steps"):
-            draft.note(
-                "warning",
-                settings.written["eval_steps"],
-                "nothing is evaluated, there or here: without split_dataset_ratio no rows are held out; set data.held_out",
-            )
-        return
-    if settings["eval_strategy"] == "no":
-        draft.set("data.held_out", 0)
+    strategy = settings["eval_strategy"]
+    if strategy not in (None, "no", "steps", "epoch"):
+        raise UserError(f"{settings.written['eval_strategy']}: is one of no, steps, epoch")
+    if strategy == "no":
+        draft.note("same", settings.written["eval_strategy"], "nothing is held out")
+        hold_nothing_out(draft)
+    elif strategy == "epoch":
+        draft.note("changed", settings.written["eval_strategy"], "evaluations come every evaluate.every steps")
+    convert_best(settings, draft)
+    if not holds_out(draft):
+        for name in ("eval_steps", "eval_strategy"):
+            if settings.gives(name) and strategy != "no":
+                draft.note(
+                    "warning",
+                    settings.written[name],
+                    "nothing is evaluated, there or here: without split_dataset_ratio no rows are held out; set data.held_out",
+                )
         return
     every = steps if steps is not None else settings["save_steps"]
     if every >= 1:

@@ -15,7 +15,7 @@ _TEMPLATES = Path(__file__).parent / "templates"
 _OWN_KEYS = ("loss", "loss_scale", "tools")
 
 
-def load_tokenizer(path: str, spec: DataSpec | None = None) -> "PreTrainedTokenizerBase":
+def load_tokenizer(path: str, spec: DataSpec | None = None, *, trust_remote_code: bool = False) -> "PreTrainedTokenizerBase":
     """The tokenizer of a model directory or hub id, with the chat template that `data.chat_template` names.
 
     Raises:
@@ -24,7 +24,7 @@ def load_tokenizer(path: str, spec: DataSpec | None = None) -> "PreTrainedTokeni
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise DataError(f"model: cannot load the tokenizer of {path}: {reason}") from None

@@ -91,7 +91,6 @@ def _load(factory: Any, path: str, model: ModelSpec, may_miss: tuple[str, ...] =
         options["quantization_config"] = quantization_config(dtype)
     loaded, info = factory.from_pretrained(
         path,
-        revision=model.revision,
         dtype=dtype,
         attn_implementation=NAME,
         trust_remote_code=model.trust_remote_code,

@@ -98,6 +98,11 @@ class DataSpec(Spec):
     system: str | None = None
     """System prompt of rows that have none."""
 
+    @property
+    def holds_out(self) -> bool:
+        """Whether rows are kept for evaluation."""
+        return bool(self.held_out) or any(source.held_out for source in self.sources)
+
     @field_validator("sources", mode="before", json_schema_input_type=_SourcesInput)
     @classmethod
     def _expand_strings(cls, value: Any) -> Any:

@@ -78,9 +78,8 @@ class TrainingJob(Job):
         """What needs evaluations must have them."""
         if self.run.early_stopping is not None and not self.evaluate.every:
             yield "run.early_stopping: needs evaluations during the run; set evaluate.every"
-        has_held_out = bool(self.data.held_out) or any(source.held_out for source in self.data.sources)
         for name in ("keep_best", "early_stopping"):
-            if getattr(self.run, name) is not None and not has_held_out:
+            if getattr(self.run, name) is not None and not self.data.holds_out:
                 yield f"run.{name}: needs held-out rows; set data.held_out, or held_out of a source"
 
     @property
@@ -325,7 +324,7 @@ class GkdJob(RolloutJob):
     def contradictions(self) -> Iterator[str]:
         """Between the objective, sampling and training."""
         yield from super().contradictions()
-        if not self.rewards and self.data.held_out:
+        if not self.rewards and self.data.holds_out:
             yield ("data.held_out: without rewards there is nothing to evaluate held-out rows by; add rewards, or set 0")
 
     @property
@@ -363,6 +362,9 @@ class InferJob(Job):
             for name in names:
                 if getattr(spec, name) != type(spec).model_fields[name].default:
                     yield f"{section}.{name}: a job of kind infer does not train; leave it out"
+        for number, source in enumerate(self.data.sources):
+            if source.held_out is not None:
+                yield f"data.sources[{number}].held_out: a job of kind infer does not train; leave it out"
         if not self.rewards:
             if self.infer.keep == "best":
                 yield "infer.keep: the best answer is told by its reward; give rewards"
@@ -370,6 +372,8 @@ class InferJob(Job):
                 yield "infer.min_reward: give rewards"
             if self.reward_pool != RewardPoolSpec():
                 yield "reward_pool: there are no rewards"
+        if self.adapter is not None and self.model.trust_remote_code:
+            yield "model.trust_remote_code: not with adapter, which is merged into models that transformers itself knows"
         if self.infer.keep == "best" and self.infer.num_samples == 1:
             yield "infer.keep: best of one answer; set infer.num_samples above 1"
         if self.rollout.temperature == 0 and self.infer.num_samples > 1:
@@ -377,9 +381,9 @@ class InferJob(Job):
 
 
 _ONLY_TRAINING = {
-    "run": ("save_every", "keep_checkpoints", "keep_best", "log_completions_every"),
+    "run": ("save_every", "keep_checkpoints", "keep_best", "keep_only_models", "early_stopping", "log_completions_every"),
     "model": ("lora", "experts_implementation"),
-    "data": ("held_out", "max_tokens", "overlong", "loss", "ignore_empty_think"),
+    "data": ("held_out", "max_tokens", "overlong", "loss", "loss_weights", "ignore_empty_think"),
 }
 
 AnyJob = Annotated[SftJob | GrpoJob | PpoJob | GkdJob | DpoJob | KtoJob | RewardModelJob | InferJob, Field(discriminator="kind")]

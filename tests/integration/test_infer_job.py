@@ -8,8 +8,14 @@ import sys
 import time
 
 import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
 
-from tests.integration.job_runs import MODEL, environment, run, start
+from rlflow.data.characters import build_character_tokenizer
+from rlflow.learner.load_model import create_random_model
+from rlflow.spec.model import RandomModelSpec
+from tests.integration.job_runs import MODEL, environment, run, start, write_job
 
 pytestmark = pytest.mark.integration
 ROWS = 100
@@ -69,3 +75,54 @@ def test_a_killed_run_goes_on_without_loss_or_repetition(tmp_path):
         check=False,
     )
     assert again.returncode == 2 and "holds a run of another spec (other at infer.num_samples)" in again.stderr
+
+
+def adapted_model(folder):
+    """Writes `base` and `adapter`; returns the two together."""
+    tokenizer = build_character_tokenizer(MODEL["random"]["characters"])
+    config = MODEL["random"]["config"] | {"initializer_range": 1.0}  # so that one token is much likelier than the others
+    random = RandomModelSpec(config=config, characters=MODEL["random"]["characters"])
+    create_random_model(random, "float32", tokenizer, folder / "base")
+    adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(folder / "base"), LoraConfig(r=2, target_modules="all-linear"))
+    torch.manual_seed(1)
+    for name, parameter in adapted.named_parameters():
+        if "lora_" in name:
+            parameter.data = 0.3 * torch.randn_like(parameter)
+    adapted.save_pretrained(folder / "adapter")
+    return adapted, tokenizer
+
+
+def test_two_engines_answer_with_the_adapters_merged_and_the_best_answer_is_kept(tmp_path):
+    model, tokenizer = adapted_model(tmp_path)
+    rows = [{"messages": [{"role": "user", "content": f"{i}+{i}"}]} for i in range(24)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    answers = spec(tmp_path) | {"model": {"path": "base", "dtype": "float32"}, "adapter": "adapter"}
+    # The lowest temperature that vLLM samples at: all samples of a row are the likeliest answer, which transformers tells too.
+    answers["rollout"] |= {"num_workers": 2, "temperature": 0.01, "max_completion_tokens": 4}
+    answers["infer"] = {"output": "best.jsonl", "num_samples": 3, "keep": "best"}
+    answers["rewards"] = [{"type": "plugin", "target": "digits.py:digits"}]
+
+    result = run(tmp_path, write_job(tmp_path, answers))
+    assert result.returncode == 0, result.stdout + result.stderr
+    found = {record["row_id"]: record for record in read(tmp_path / "best.jsonl")}
+    assert len(found) == len(rows)
+    compared = 0
+    for number, row in enumerate(rows):
+        record = found[f"rows.jsonl:{number + 1}"]
+        answer = record["messages"][-1]["content"]
+        assert record["reward"] == pytest.approx(sum(c.isdigit() for c in answer) / 4)
+        expected, margin = likeliest_answer(model, tokenizer, row["messages"])
+        if margin > 0.2:
+            assert answer == expected
+            compared += 1
+    assert compared >= len(rows) / 2
+
+
+def likeliest_answer(model, tokenizer, messages):
+    """Four tokens at most, and by how much the logit of each is at least above the next one."""
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")
+    out = model.generate(**ids, max_new_tokens=4, do_sample=False, output_logits=True, return_dict_in_generate=True)
+    best, next_best = torch.stack([logits[0].topk(2).values for logits in out.logits]).unbind(dim=1)
+    answer = tokenizer.decode(out.sequences[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
+    return answer, (best - next_best).min().item()

@@ -200,6 +200,68 @@ def test_simpo_has_the_likelihood_that_ms_swift_adds():
     assert losses == [{"type": "simpo", "beta": 2.0, "gamma": 1.0}, {"type": "sft", "weight": 1.0}]
 
 
+# ---- data
+
+
+def data(extra: str, *, given: str = "org/d") -> dict[str, Any]:
+    return document(SFT.replace("org/d", given) + " --use_hf true " + extra)["data"]
+
+
+def test_without_use_hf_a_data_set_is_read_where_ms_swift_reads_it(tmp_path):
+    own = tmp_path / "own.jsonl"
+    own.write_text("{}")
+    names = f"org/d:s#5 HF::org/e MS::org/f AI-ModelScope/alpaca-gpt4-data-en#7 {own}#3 {own}"
+    command = SFT.replace("org/d", names)
+    known = ["HF::org/e", "MS::org/f", "vicgalle/alpaca-gpt4#7", f"{own}#3", str(own)]
+    assert document(command)["data"]["sources"] == ["MS::org/d:s#5", *known]
+    assert any("MS::" in line and "--dataset org/d:s#5: is read from ModelScope" in line for line in notes(command))
+    assert document(f"USE_HF=1 {command}")["data"]["sources"] == ["org/d:s#5", *known]
+
+
+def test_what_is_held_out():
+    assert data("--split_dataset_ratio 0.1")["held_out"] == 0.1
+    two = data("--split_dataset_ratio 0.1", given="org/d org/e#5")
+    assert [source["held_out"] for source in two["sources"]] == [0.1, 0.1] and "held_out" not in two
+    validation = data("--split_dataset_ratio 0.1 --val_dataset org/v#9")
+    assert validation["sources"][1] == {"type": "hub", "id": "org/v", "sample": 9, "held_out": "all"}
+    assert "held_out" not in validation
+    assert data("--val_dataset org/v --eval_strategy no")["sources"] == ["org/d"]
+
+
+def test_mixing():
+    mixed = data("--interleave_prob 0.7 0.3 --stopping_strategy all_exhausted", given="org/d org/e")
+    assert mixed["mix"] == {"weights": [0.7, 0.3], "stop": "all_exhausted"}
+
+
+@pytest.mark.parametrize(("strategy", "overlong"), [("delete", "drop"), ("left", "truncate_left"), ("right", "truncate_right"),
+                                                    ("split", "split")])  # fmt: skip
+def test_truncation(strategy, overlong):
+    assert data(f"--truncation_strategy {strategy}")["overlong"] == overlong
+    assert document(f"{BASES['dpo']} --truncation_strategy {strategy}")["data"]["overlong"] == "drop"
+
+
+def test_loss_weights():
+    found = data("--loss_scale last_round+hermes+ignore_empty_think")
+    assert (found["loss"], found["loss_weights"], found["ignore_empty_think"]) == ("last_round", ["hermes"], True)
+    assert data("--loss_scale react")["loss_weights"] == ["react"]
+
+
+def test_names_for_self_cognition():
+    found = data("--model_name 小流 Flow --model_author Brook", given="swift/self-cognition:qwen3#600")
+    assert found["sources"] == ["swift/self-cognition:qwen3#600"]
+    assert (found["model_name"], found["model_author"]) == ({"zh": "小流", "en": "Flow"}, "Brook")
+    assert any("--model_name Flow" in line for line in notes(f"{SFT} --model_name Flow")), "nothing uses it"
+
+
+def test_bookkeeping():
+    run = document(f"{SFT} --split_dataset_ratio 0.1 --eval_steps 5 --save_only_model true --early_stop_interval 2")["run"]
+    assert run["keep_only_models"] is True
+    assert run["early_stopping"] == {"metric": "eval_loss", "mode": "min", "patience": 2}
+    assert document(f"{BASES['megatron']} --no_save_optim true")["run"]["keep_only_models"] is True
+    stopped = notes(f"{SFT} --early_stop_interval 2")
+    assert "warning: --early_stop_interval 2: nothing is evaluated without held-out rows; set data.held_out" in stopped
+
+
 # ---- mistakes
 
 
@@ -211,8 +273,11 @@ def test_simpo_has_the_likelihood_that_ms_swift_adds():
         (f"{SFT} --learning_rate fast", ["--learning_rate fast: could not convert string to float: 'fast'"]),
         (f"{SFT} --packing perhaps", ["--packing perhaps: is true or false, not perhaps"]),
         (f"{SFT} --seed 1 --seed 2", ["--seed: given twice"]),
-        (f"{SFT} --loss_scale react", ["--loss_scale react: react has no equivalent; known: default, last_round, all, each with "
-                                       "or without +ignore_empty_think"]),
+        (f"{SFT} --loss_scale qwen", ["--loss_scale qwen: qwen has no equivalent; known: default, last_round, all, each with or "
+            "without +ignore_empty_think, +hermes, +react, +agentflan, +alpha_umi, +ignore_think_prefix"]),
+        (f"{SFT} --interleave_prob 0.5 0.5", ["--interleave_prob 0.5 0.5: 2 probabilities for 1 data sets"]),
+        (f"{SFT} --truncation_strategy end", ["--truncation_strategy end: is one of delete, left, right, split"]),
+        (SFT.replace("org/d", "swift/self-cognition"), ["--model_name: missing; swift/self-cognition has a place for it"]),
         ("swift sft train.yaml", ["swift sft train.yaml: configuration files are not read; give the flags themselves"]),
         ("swift sft --dataset org/d", ["--model: missing"]),
         ("swift sft --model org/m", ["--dataset: missing"]),

@@ -2,10 +2,14 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-from rlflow.jobs.prepare import fetch_model
+import pytest
+
+from rlflow.errors import SpecError
+from rlflow.jobs.prepare import engine_settings, fetch_model
 from rlflow.jobs.static_checks import static_problems
 from rlflow.spec.load import parse_job
 from rlflow.spec.model import ModelSpec
+from rlflow.spec.rollout import GenerationSpec
 
 
 def job(**fields):
@@ -42,3 +46,22 @@ def test_a_plan_says_what_modelscope_needs_without_downloading(tmp_path, monkeyp
     ):
         assert problems == [f"{field}: ModelScope needs its package, which is not installed: pip install modelscope"]
     assert not any(Path().iterdir())
+
+
+def test_a_revision_of_the_hub_is_a_directory_for_all_libraries(tmp_path, monkeypatch):
+    def download(name, revision):
+        if revision != "v1":
+            raise OSError("no such revision")
+        return f"/cache/{name}@{revision}"
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert fetch_model(ModelSpec(path="org/name", revision="v1"), tmp_path) == "/cache/org/name@v1"
+    with pytest.raises(SpecError, match=r"^teacher.revision: cannot download org/name at v2: no such revision"):
+        fetch_model(ModelSpec(path="org/name", revision="v2"), tmp_path, "teacher")
+
+
+def test_engines_run_the_code_of_a_model_only_if_asked():
+    settings = GenerationSpec(engine={"max_logprobs": 3})
+    assert engine_settings(settings, ModelSpec(path="m")) == settings
+    trusting = engine_settings(settings, ModelSpec(path="m", trust_remote_code=True))
+    assert trusting.engine == {"trust_remote_code": True, "max_logprobs": 3}
