@@ -86,7 +86,6 @@ class Terminal:
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
 
-@pytest.mark.skip(reason="the prompt did not come back on a terminal after the last merges; cause unknown")
 def test_on_a_terminal_ctrl_c_stops_an_answer_and_the_end_of_input_leaves(model, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.getcwd())
     terminal = Terminal(
@@ -98,7 +97,10 @@ def test_on_a_terminal_ctrl_c_stops_an_answer_and_the_end_of_input_leaves(model,
     terminal.type("\x03")
     terminal.wait_for("(stopped)")
     terminal.wait_for("<<<")
-    terminal.type("abc\x03")  # at the prompt: a new line
+    terminal.type("abc")
+    terminal.wait_for("abc")
+    time.sleep(0.2)  # a signal between readline's output and its wait for input, some microseconds later, is seen at the next key
+    terminal.type("\x03")  # at the prompt: a new line
     terminal.wait_for("<<<")
     terminal.type("save talk.jsonl\n")
     terminal.wait_for("1 conversations written to talk.jsonl")
