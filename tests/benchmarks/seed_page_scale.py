@@ -5,18 +5,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from tests.integration.job_runs import MODEL
+
 CHARACTERS = "".join(map(chr, range(32, 127)))
-DENSE: dict[str, Any] = {
-    "model_type": "qwen3",
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 32,
-    "max_position_embeddings": 2048,
-    "tie_word_embeddings": True,
-}
+DENSE: dict[str, Any] = MODEL["random"]["config"] | {"max_position_embeddings": 2048}
 """Of Qwen3-8B and Qwen3-32B."""
 EXPERTS: dict[str, Any] = DENSE | {
     "model_type": "qwen3_moe",

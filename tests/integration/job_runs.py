@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 import yaml
 
 MODEL = {
@@ -133,6 +134,15 @@ def comparable(rows: list[dict]) -> list[dict]:
     """What does not depend on the time, nor on how often weights were sent."""
     times = ("time", "_seconds", "tokens_per_second")
     return [{k: v for k, v in row.items() if not k.endswith(times) and k != "weight_version"} for row in rows]
+
+
+def assert_same_course(run: Path, uninterrupted: Path) -> None:
+    """Every metric of every step, and nothing logged twice but what was superseded."""
+    ours, theirs = metrics(run), metrics(uninterrupted)
+    assert [row["step"] for row in ours] == [row["step"] for row in theirs]
+    for one, other in zip(comparable(ours), comparable(theirs), strict=True):
+        assert one == pytest.approx(other, rel=1e-4, abs=1e-5)
+    assert len(list((run / "superseded").iterdir())) == 1
 
 
 def leave_as_killed(folder: Path, spec: dict, name: str, *, step: int) -> Path:
