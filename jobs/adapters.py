@@ -16,12 +16,10 @@ def find_model(name: str, runs: Path) -> str:
     """The directory of a run's model, a directory, or a hub id. Raises `SpecError`."""
     run = find_run(name, runs)
     if run is not None:
-        latest = run.latest_checkpoint()
-        if (run.path / "model").is_dir():
-            return str((run.path / "model").resolve())
-        if latest is None:
+        newest = run.newest_model()
+        if newest is None:
             raise SpecError(f"model: the run {run.path} has no model yet; let it run on")
-        return str(latest[1] / "model")
+        return str(newest)
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():

@@ -10,7 +10,7 @@ from rlflow.errors import SpecError
 from rlflow.jobs.context import Machine
 from rlflow.jobs.earlier_runs import chain_problems, waits_for_answers
 from rlflow.jobs.plan import Devices, local_devices, plan_job
-from rlflow.jobs.prepare import check_vocabulary, find_tokenizer, load_rows, model_path, prepare_conversations, prepare_rows
+from rlflow.jobs.prepare import check_vocabulary, fetch_model, find_tokenizer, load_rows, prepare_conversations, prepare_rows
 from rlflow.jobs.ray_job import check_run_dir, check_run_dir_is_shared
 from rlflow.jobs.rewards import find_reward_models, without_models_of
 from rlflow.jobs.static_checks import static_problems
@@ -60,7 +60,7 @@ def _read_rows(job: Job, earlier_runs: Sequence[str]) -> tuple[Rows, ...] | None
         prepare_conversations(parts[0], tokenizer, job, run)
     for field, model in job.other_models.items():
         if model.from_run not in earlier_runs:
-            check_vocabulary(model_path(model, Path(job.run.dir), field), tokenizer, field)
+            check_vocabulary(fetch_model(model, Path(job.run.dir), field), tokenizer, field)
     return parts
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from rlflow.actors.reward import PromptRow, RewardSetup
+from rlflow.actors.reward import PromptRow
 from rlflow.actors.rollout import RolloutSetup
 from rlflow.cluster.closing import close_run
 from rlflow.cluster.devices import DevicePlan, plan_devices
@@ -21,7 +21,7 @@ from rlflow.jobs.adapters import merged_model
 from rlflow.jobs.context import JobContext
 from rlflow.jobs.earlier_runs import output_path, with_answers
 from rlflow.jobs.prepare import PreparedModel, cache_dir, engine_settings, prepare_model
-from rlflow.jobs.rewards import find_reward_models, judge_devices, score_on_devices
+from rlflow.jobs.rewards import judge_devices, reward_setup, score_on_devices
 from rlflow.loops.infer import InferLoop
 from rlflow.observe.answers import AnswerFiles
 from rlflow.observe.run_dir import RunDirectory
@@ -36,7 +36,7 @@ async def run_infer_job(job: InferJob, context: JobContext) -> None:
     devices = infer_devices(job, context.machine.device)
     placement = Placement(job.run.name, devices)
     rollouts = RolloutGroup(placement, devices, _rollout_setup(job, model, context), max_restarts=job.run.max_restarts)
-    rewards = RewardGroup(placement, devices, _reward_setup(job, model, context), max_restarts=job.run.max_restarts)
+    rewards = RewardGroup(placement, devices, reward_setup(job, model, context), max_restarts=job.run.max_restarts)
     files = AnswerFiles(output_path(job), 1 if job.infer.keep == "best" else job.infer.num_samples)
     try:
         if rewards.holds_devices:  # before the engine looks for what is free
@@ -123,16 +123,6 @@ def _rollout_setup(job: InferJob, model: PreparedModel, context: JobContext) -> 
         can_sleep=False,
         load_weights=True,
         num_threads=context.machine.threads(job.rollout.num_workers),
-    )
-
-
-def _reward_setup(job: InferJob, model: PreparedModel, context: JobContext) -> RewardSetup:
-    return RewardSetup(
-        rewards=find_reward_models(job),
-        tokenizer_path=model.tokenizer_path,
-        max_completion_tokens=job.rollout.max_completion_tokens,
-        working_dir=context.working_dir,
-        num_threads=context.machine.threads(1),
     )
 
 

@@ -50,7 +50,8 @@ def find_tokenizer(job: Job) -> Any:
 
     random = job.model.random
     if random is None:
-        return load_tokenizer(model_path(job.model, Path(job.run.dir)), job.data)
+        path = fetch_model(job.model, Path(job.run.dir))
+        return load_tokenizer(path, job.data, trust_remote_code=job.model.trust_remote_code)
     if random.characters is None:
         assert random.tokenizer is not None
         return load_tokenizer(random.tokenizer, job.data)
@@ -64,13 +65,10 @@ def model_path(model: ModelSpec, runs: Path, field: str = "model") -> str:
     if model.from_run is None:
         assert model.path is not None
         return str(Path(model.path).absolute()) if Path(model.path).is_dir() else model.path
-    run = RunDirectory(runs / model.from_run)
-    linked, latest = run.path / "model", run.latest_checkpoint()
-    if linked.is_dir():
-        return str(linked.resolve())
-    if latest is not None:
-        return str(latest[1] / "model")
-    raise SpecError(f"{field}.from_run: {model.from_run} has no model in {runs}; run that job first")
+    newest = RunDirectory(runs / model.from_run).newest_model()
+    if newest is None:
+        raise SpecError(f"{field}.from_run: {model.from_run} has no model in {runs}; run that job first")
+    return str(newest)
 
 
 def fetch_model(model: ModelSpec, runs: Path, field: str = "model") -> str:

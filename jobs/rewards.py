@@ -3,8 +3,10 @@
 from pathlib import Path
 from typing import Literal
 
+from rlflow.actors.reward import RewardSetup
 from rlflow.errors import SpecError
-from rlflow.jobs.prepare import fetch_model
+from rlflow.jobs.context import JobContext
+from rlflow.jobs.prepare import PreparedModel, fetch_model
 from rlflow.spec.jobs import InferJob, RolloutJob
 from rlflow.spec.model import ModelSpec
 from rlflow.spec.rewards import JudgeSpec, ModelRewardSpec, RewardSpec
@@ -20,6 +22,17 @@ def reward_models(job: RolloutJob | InferJob) -> dict[str, ModelSpec]:
 def score_on_devices(job: RolloutJob | InferJob, device: Literal["gpu", "cpu"]) -> bool:
     """Whether reward workers hold models on GPUs."""
     return device == "gpu" and any(isinstance(reward, ModelRewardSpec) and reward.device == "auto" for reward in job.rewards)
+
+
+def reward_setup(job: RolloutJob | InferJob, model: PreparedModel, context: JobContext) -> RewardSetup:
+    """What the reward workers are started with."""
+    return RewardSetup(
+        rewards=find_reward_models(job),
+        tokenizer_path=model.tokenizer_path,
+        max_completion_tokens=job.rollout.max_completion_tokens,
+        working_dir=context.working_dir,
+        num_threads=context.machine.threads(1),
+    )
 
 
 def find_reward_models(job: RolloutJob | InferJob) -> tuple[RewardSpec, ...]:

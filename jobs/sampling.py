@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from rlflow.actors.learner import LearnerSetup, RoleSetup
-from rlflow.actors.reward import RewardSetup
 from rlflow.actors.rollout import RolloutSetup
 from rlflow.cluster.checkpoints import Checkpoints
 from rlflow.cluster.closing import close_run
@@ -26,7 +25,7 @@ from rlflow.jobs.context import JobContext, Machine
 from rlflow.jobs.length import total_steps
 from rlflow.jobs.prepare import PreparedModel, PromptRows, engine_settings, prepare_model, prepare_rows
 from rlflow.jobs.recovery import run_loop
-from rlflow.jobs.rewards import find_reward_models, judge_devices, score_on_devices
+from rlflow.jobs.rewards import judge_devices, reward_setup, score_on_devices
 from rlflow.loops.sampling import SamplingLoop, token_mean_settings
 from rlflow.loops.state import LoopState
 from rlflow.spec.jobs import RolloutJob
@@ -53,7 +52,7 @@ async def run_sampling_job(job: RolloutJob, context: JobContext, parts_of: Calla
     parts = parts_of(model)
     devices = sampling_devices(job, context.machine.device)
     placement = Placement(job.run.name, devices)
-    rewards = RewardGroup(placement, devices, _reward_setup(job, model, context), max_restarts=job.run.max_restarts)
+    rewards = RewardGroup(placement, devices, reward_setup(job, model, context), max_restarts=job.run.max_restarts)
     rollouts = RolloutGroup(placement, devices, _rollout_setup(job, model, context.machine), max_restarts=job.run.max_restarts)
     setup = _learner_setup(job, model, context.machine, parts)
     weights = WeightSync(rollouts, last_version=_last_version(context))
@@ -152,16 +151,6 @@ def _rollout_setup(job: RolloutJob, model: PreparedModel, machine: Machine) -> R
         seed=job.run.seed,
         can_sleep=_takes_turns(job, machine),
         num_threads=machine.threads(job.rollout.num_workers),
-    )
-
-
-def _reward_setup(job: RolloutJob, model: PreparedModel, context: JobContext) -> RewardSetup:
-    return RewardSetup(
-        rewards=find_reward_models(job),
-        tokenizer_path=model.tokenizer_path,
-        max_completion_tokens=job.rollout.max_completion_tokens,
-        working_dir=context.working_dir,
-        num_threads=context.machine.threads(1),
     )
 
 

@@ -115,20 +115,11 @@ def _check_rewards(job: Job) -> None:
             file = reward.target.rpartition(":")[0]
             if file.endswith(".py") and not Path(file).is_file():
                 lines.append(f"rewards[{index}].target: {file} does not exist")
-        if (
-            isinstance(reward, ModelRewardSpec)
-            and reward.path
-            and not _may_be_hub_id(reward.path)
-            and not Path(reward.path).is_dir()
-        ):
-            lines.append(f"rewards[{index}].path: there is no directory {reward.path}")
-        if (
-            isinstance(reward, JudgeSpec)
-            and reward.engine
-            and not _may_be_hub_id(reward.model)
-            and not Path(reward.model).is_dir()
-        ):
-            lines.append(f"rewards[{index}].model: there is no directory {reward.model}")
+        named = {"path": reward.path} if isinstance(reward, ModelRewardSpec) else {}
+        named = {"model": reward.model} if isinstance(reward, JudgeSpec) and reward.engine else named
+        for field, model in named.items():
+            if model and not _may_be_hub_id(model) and not Path(model).is_dir():
+                lines.append(f"rewards[{index}].{field}: there is no directory {model}")
     if lines:
         raise UserError("\n".join(lines))
 

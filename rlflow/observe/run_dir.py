@@ -155,6 +155,13 @@ class RunDirectory:
         """Step and folder of the newest checkpoint that is marked COMPLETE."""
         return self._checkpoints.latest()
 
+    def newest_model(self) -> Path | None:
+        """The model that the run ended with, or that of its newest complete checkpoint; None if there is none yet."""
+        if (self.path / "model").is_dir():
+            return (self.path / "model").resolve()
+        latest = self.latest_checkpoint()
+        return None if latest is None else latest[1] / "model"
+
     def best_checkpoint(self, metric: str, mode: Literal["max", "min"]) -> tuple[int, float] | None:
         """Step and value of the complete checkpoint whose evaluation has the best `metric`; of equal ones the first."""
         return self._checkpoints.best(metric, mode)

@@ -20,9 +20,7 @@ def with_model_settings(spec: GenerationSpec, model_path: str) -> GenerationSpec
     config = _generation_config(model_path)
     own = {} if config is None else config.to_diff_dict()
     chosen = {
-        name: own.get(name, neutral) if own.get(name) is not None else neutral
-        for name, neutral in _NEUTRAL.items()
-        if getattr(spec, name) is None
+        name: neutral if own.get(name) is None else own[name] for name, neutral in _NEUTRAL.items() if getattr(spec, name) is None
     }
     return GenerationSpec.model_validate(spec.model_dump() | chosen)
 
