@@ -305,5 +305,6 @@ class LearnerActor:
 
 def _open_conversations(path: str) -> Any:
     from rlflow.data.tokenized import ConversationSet
+    from rlflow.data.windows import Windows
 
-    return ConversationSet.open(path)
+    return Windows(path) if os.path.isdir(path) else ConversationSet(path)

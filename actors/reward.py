@@ -36,10 +36,11 @@ class RewardActor:
     """Decodes completions, once, and delegates to `rlflow.rewards.RewardScorer`."""
 
     def __init__(self, label: str, setup: RewardSetup) -> None:
-        from transformers import AutoTokenizer
+        from tokenizers import Tokenizer
 
         self._label = label
-        self._tokenizer = AutoTokenizer.from_pretrained(setup.tokenizer_path)
+        # Not through transformers, whose import takes longer than all else that a worker with small rewards needs.
+        self._tokenizer = Tokenizer.from_file(f"{setup.tokenizer_path}/tokenizer.json")
         rewards = setup.rewards if ray.get_gpu_ids() else on_processor(setup.rewards)
         self._scorer = RewardScorer(rewards, max_completion_tokens=setup.max_completion_tokens, cwd=setup.working_dir)
 
@@ -52,7 +53,7 @@ class RewardActor:
     @ray.method(num_returns=2)
     def score(self, row: PromptRow, group: CompletionGroup) -> tuple[list[SampleScore], list[str]]:
         """Score a group: scores for the controller, and the completions' texts for logs."""
-        texts = self._tokenizer.batch_decode([c.token_ids for c in group.completions], skip_special_tokens=True)
+        texts = self._tokenizer.decode_batch([list(c.token_ids) for c in group.completions])
         samples = [
             RewardSample(
                 prompt_id=group.prompt_id,

@@ -13,7 +13,7 @@ import numpy as np
 
 from rlflow.data.chat import load_tokenizer
 from rlflow.data.questions import Question
-from rlflow.data.streaming import StreamedText
+from rlflow.data.text_stream import StreamedText
 from rlflow.errors import EngineDied, RolloutError, UserError
 from rlflow.jobs.adapters import find_adapter, find_model, merge_to
 from rlflow.jobs.chat_commands import HELP, Command, read_command

@@ -5,9 +5,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from rlflow.data.rows import Rows
+from rlflow.data.stream import RowStream
 from rlflow.errors import SpecError
-from rlflow.jobs.context import Machine
+from rlflow.jobs.context import JobRows, Machine
 from rlflow.jobs.earlier_runs import chain_problems, waits_for_answers
 from rlflow.jobs.plan import Devices, local_devices, plan_job
 from rlflow.jobs.prepare import check_vocabulary, fetch_model, find_tokenizer, load_rows, prepare_conversations, prepare_rows
@@ -34,7 +34,7 @@ def check_specs(jobs: Sequence[Job]) -> None:
             check_plugins(rewards, max_completion_tokens=job.rollout.max_completion_tokens, cwd=os.getcwd())
 
 
-def read_rows(jobs: Sequence[Job]) -> list[tuple[Rows, ...] | None]:
+def read_rows(jobs: Sequence[Job]) -> list[JobRows | None]:
     """Training and held-out rows of each job. They are tokenised, so that a bad one ends the chain before Ray starts; those for
     the model of an earlier job are only read, and those that an earlier job will write not yet: None. Raises `UserError`.
     """
@@ -42,7 +42,7 @@ def read_rows(jobs: Sequence[Job]) -> list[tuple[Rows, ...] | None]:
     return [_read_rows(job, names[:index]) for index, job in enumerate(jobs)]
 
 
-def _read_rows(job: Job, earlier_runs: Sequence[str]) -> tuple[Rows, ...] | None:
+def _read_rows(job: Job, earlier_runs: Sequence[str]) -> JobRows | None:
     if isinstance(job, InferJob):  # whose bad rows are recorded, and stop nothing
         return ()
     if waits_for_answers(job, earlier_runs):
@@ -51,7 +51,8 @@ def _read_rows(job: Job, earlier_runs: Sequence[str]) -> tuple[Rows, ...] | None
     parts = load_rows(job, run)
     if job.model.from_run in earlier_runs:
         for rows in parts:
-            rows.read(range(len(rows)))
+            read = rows.first_window() if isinstance(rows, RowStream) else rows
+            read.read(range(len(read)))
         return parts
     tokenizer = find_tokenizer(job)
     for rows in parts:

@@ -4,8 +4,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rlflow.data.rows import Rows
+from rlflow.data.stream import RowStream
 from rlflow.observe.journal import Journal
 from rlflow.observe.run_dir import RunDirectory
+
+JobRows = tuple[Rows | RowStream, Rows] | tuple[()]
+"""Those to train on, and the held-out ones. None for batch inference, which reads its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +31,7 @@ class JobContext:
     """A started run."""
 
     run: RunDirectory
-    rows: tuple[Rows, ...]
-    """Those to train on, and the held-out ones. None for batch inference, which reads its own."""
+    rows: JobRows
     journal: Journal
     machine: Machine
     working_dir: str

@@ -7,7 +7,9 @@ from typing import Any, TypeVar
 import numpy as np
 
 from rlflow.actors.reward import PromptRow
+from rlflow.data.order import RowOrder, VisitOrder
 from rlflow.data.rows import Rows
+from rlflow.data.stream import RowStream
 from rlflow.data.tokenized import PromptSet, tokenize_conversations, tokenize_prompts
 from rlflow.data.tokenized_preferences import tokenize_labelled, tokenize_pairs
 from rlflow.errors import DataError, SpecError
@@ -118,33 +120,28 @@ def check_vocabulary(path: str, tokenizer: Any, field: str) -> None:
 
 
 def _create_random(spec: RandomModelSpec, job: Job, run: RunDirectory) -> str:
-    """Write the random model once; a resumed run finds it there. Made in a Ray task: the driver imports no torch."""
-    import ray
-
-    directory = run.path / "initial_model"
-    if not (directory / "config.json").is_file():
-        ray.get(ray.remote(_write_random_model).options(num_cpus=0).remote(spec, job.model.dtype, str(directory)))
-    return str(directory)
-
-
-def _write_random_model(spec: RandomModelSpec, dtype: str, directory: str) -> None:
+    """Write the random model once; a resumed run finds it there."""
     from transformers import AutoTokenizer
 
     from rlflow.data.characters import build_character_tokenizer
     from rlflow.learner.load_model import create_random_model
 
-    if spec.characters is not None:
-        tokenizer = build_character_tokenizer(spec.characters)
-    else:
-        tokenizer = AutoTokenizer.from_pretrained(spec.tokenizer)
-    create_random_model(spec, dtype, tokenizer, Path(directory))
+    directory = run.path / "initial_model"
+    if not (directory / "config.json").is_file():
+        characters = spec.characters
+        tokenizer = AutoTokenizer.from_pretrained(spec.tokenizer) if characters is None else build_character_tokenizer(characters)
+        create_random_model(spec, job.model.dtype, tokenizer, directory)
+    return str(directory)
 
 
-def load_rows(job: Job, run: RunDirectory) -> tuple[Rows, Rows]:
+def load_rows(job: Job, run: RunDirectory) -> tuple[Rows | RowStream, Rows]:
     """Training rows and held-out rows."""
     from rlflow.data.sources import load_sources
     from rlflow.data.split import split_held_out
+    from rlflow.data.stream import open_stream
 
+    if job.data.streaming is not None:
+        return open_stream(with_answers(job), cache_dir(run), _row_format(job))
     train, held_out = split_held_out(load_sources(with_answers(job), cache_dir(run), _row_format(job)), job.data)
     if len(train) == 0:
         raise DataError("data.held_out: no row is left to train on")
@@ -187,10 +184,14 @@ class PromptRows:
         return PromptRow([dict(message) for message in prompt.messages], prompt.text, prompt.columns)
 
 
-def prepare_rows(rows: Rows, tokenizer: Any, job: Job, run: RunDirectory) -> Any:
+def prepare_rows(rows: Rows | RowStream, tokenizer: Any, job: Job, run: RunDirectory) -> Any:
     """Tokenise rows as the job's kind trains on them, or map what was tokenised before: prompts, conversations, pairs of them, or
-    labelled ones. Raises `DataError` for the first bad row.
+    labelled ones; of a stream the first window. Raises `DataError` for the first bad row.
     """
+    from rlflow.data.streamed import StreamedConversations
+
+    if isinstance(rows, RowStream):
+        return StreamedConversations(rows, tokenizer, job.data, cache_dir(run))
     if isinstance(job, RolloutJob):
         return PromptRows(tokenize_prompts(rows, tokenizer, job.data, cache_dir(run)))
     if not isinstance(job, PreferenceJob):
@@ -202,6 +203,11 @@ def prepare_rows(rows: Rows, tokenizer: Any, job: Job, run: RunDirectory) -> Any
 def prepare_conversations(rows: Rows, tokenizer: Any, job: Job, run: RunDirectory) -> Any:
     """Tokenise conversations, or map what an earlier start of the run has tokenised."""
     return tokenize_conversations(rows, tokenizer, job.data, cache_dir(run))
+
+
+def row_order(rows: Any, job: Job) -> VisitOrder:
+    """The order in which prepared rows are visited: a stream has its own."""
+    return rows if job.data.streaming is not None else RowOrder(len(rows), job.data.seed, job.data.shuffle)
 
 
 def conversation_lengths(conversations: Any) -> ConversationLengths:

@@ -21,6 +21,7 @@ from rlflow.data.inspection import (
 )
 from rlflow.data.order import RowOrder
 from rlflow.data.rows import Rows
+from rlflow.data.stream import RowStream
 from rlflow.jobs.prepare import fetch_model, load_rows
 from rlflow.observe.run_dir import RunDirectory
 from rlflow.spec.jobs import Job, KtoJob, PreferenceJob, RolloutJob, SftJob
@@ -37,9 +38,10 @@ def preview_specs(paths: Sequence[str], overrides: Sequence[str], *, rows: int) 
 
 
 def _preview(job: Job, console: Console, show: int) -> int:
-    train, held_out = load_rows(job, RunDirectory(Path(job.run.dir) / job.run.name))
+    rows, held_out = load_rows(job, RunDirectory(Path(job.run.dir) / job.run.name))
+    train, which = (rows.first_window(), "the first ") if isinstance(rows, RowStream) else (rows, "")
     tokenizer = _load_tokenizer(job)
-    console.print(f"[bold]{job.run.name}[/]: {len(train)} training rows, {len(held_out)} held-out rows")
+    console.print(f"[bold]{job.run.name}[/]: {which}{len(train)} training rows, {len(held_out)} held-out rows")
     found, kept_out = (_inspect(job, rows, tokenizer, show) for rows, show in ((train, show), (held_out, 0)))
     _print_rows(found, train, console)
     console.print(_source_table(job, found, kept_out, train))

@@ -15,10 +15,9 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from rlflow.cluster.session import choose_device, connect, dashboard_url
-from rlflow.data.rows import Rows
 from rlflow.errors import RlflowError, SpecError, UserError
 from rlflow.jobs.checks import check_jobs, check_specs, machine_devices, read_rows
-from rlflow.jobs.context import JobContext, Machine
+from rlflow.jobs.context import JobContext, JobRows, Machine
 from rlflow.jobs.earlier_runs import output_path
 from rlflow.jobs.kinds import KINDS
 from rlflow.jobs.plan import plan_job
@@ -75,7 +74,7 @@ def _run_unfinished(texts: Sequence[tuple[str, Job]], console: Console) -> dict[
     return {job.run.name: _run_job(text, job, own, machine, console) for (text, job), own in zip(texts, rows, strict=True)}
 
 
-def _run_job(text: str, job: Job, rows: tuple[Rows, ...] | None, machine: Machine, console: Console) -> float:
+def _run_job(text: str, job: Job, rows: JobRows | None, machine: Machine, console: Console) -> float:
     run, begin = _directory(job), time.time()
     with run.lock():
         if not _is_finished(run, job):  # another process may have run it meanwhile
@@ -103,7 +102,7 @@ def _open_run(run: RunDirectory, text: str, job: Job) -> None:
     run.write_status("starting", ray_job_id=job_id())
 
 
-def _train(run: RunDirectory, job: Job, rows: tuple[Rows, ...], machine: Machine, console: Console) -> None:
+def _train(run: RunDirectory, job: Job, rows: JobRows, machine: Machine, console: Console) -> None:
     """Run the job and write its status, whatever happens."""
     sinks = Sinks([JsonlSink(run), TensorBoardSink(run.path / "tensorboard"), RayMetricsSink(job.run.name, job.kind)])
     try:

@@ -8,10 +8,9 @@ from rlflow.cluster.closing import close_run
 from rlflow.cluster.devices import DevicePlan, plan_devices
 from rlflow.cluster.learner_group import LearnerGroup
 from rlflow.cluster.placement import Placement
-from rlflow.data.order import RowOrder
 from rlflow.jobs.context import JobContext
 from rlflow.jobs.length import total_steps
-from rlflow.jobs.prepare import conversation_lengths, prepare_model, prepare_rows
+from rlflow.jobs.prepare import conversation_lengths, prepare_model, prepare_rows, row_order
 from rlflow.jobs.recovery import run_loop
 from rlflow.loops.sft import SftLoop
 from rlflow.loops.state import LoopState
@@ -44,11 +43,11 @@ async def run_sft_job(job: SftJob, context: JobContext) -> None:
     def loop_of(learner: LearnerGroup, checkpoints: Checkpoints, state: LoopState) -> SftLoop:
         return SftLoop(
             spec=job,
-            total_steps=total_steps(job, len(train)),
+            total_steps=job.steps or total_steps(job, len(train)),
             learner=learner,
             train=conversation_lengths(train),
             held_out=conversation_lengths(held_out),
-            order=RowOrder(len(train), job.data.seed, job.data.shuffle),
+            order=row_order(train, job),
             checkpoints=checkpoints,
             journal=context.journal,
             state=state,

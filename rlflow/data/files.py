@@ -10,7 +10,7 @@ from rlflow.errors import DataError
 from rlflow.spec.sources import FILE_SUFFIXES
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, IterableDataset
 
 _BUILDERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 
@@ -36,6 +36,15 @@ def load_file(file: Path, cache_dir: Path) -> "Dataset":
     Raises:
         DataError: the file cannot be read; names the row where that is known.
     """
+    return _open_file(file, cache_dir=str(cache_dir))
+
+
+def stream_file(file: Path) -> "IterableDataset":
+    """The rows of a file, read as they are asked for. Raises `DataError` if its beginning cannot be read."""
+    return _open_file(file, streaming=True)
+
+
+def _open_file(file: Path, **how: Any) -> Any:
     import datasets
     from datasets.exceptions import DatasetsError
 
@@ -46,7 +55,8 @@ def load_file(file: Path, cache_dir: Path) -> "Dataset":
         raise DataError(f"{file}: the file is empty")
     try:
         with quiet_datasets():
-            return datasets.load_dataset(builder, data_files=[str(file)], split="train", cache_dir=str(cache_dir), **options)
+            # Not load_dataset, which asks a server on the internet to count this.
+            return getattr(datasets.Dataset, f"from_{builder}")(str(file), split="train", **how, **options)
     except (DatasetsError, ValueError, OSError, StopIteration) as error:
         if builder == "json":
             check_json(file)

@@ -1,6 +1,20 @@
 """The order in which a job visits its rows."""
 
+from typing import Protocol
+
 import numpy as np
+
+
+class VisitOrder(Protocol):
+    """An endless order over rows, addressed by a cursor that only grows."""
+
+    def rows(self, start: int, count: int) -> list[int]:
+        """The row indices at cursor positions `start` to `start + count - 1`."""
+        ...
+
+    def epoch(self, cursor: int) -> float:
+        """Epochs completed at a cursor."""
+        ...
 
 
 class RowOrder:

@@ -40,6 +40,12 @@ class Part:
     format: Format
     source: int = 0
     """Which of the spec's sources it belongs to."""
+    numbers: Sequence[int] | None = None
+    """Of its rows, for messages, counted from 1; None: of all rows in order."""
+
+    def row_name(self, position: int) -> str:
+        """A row, for messages: `file.jsonl, row 17`."""
+        return f"{self.name}, row {position + 1 if self.numbers is None else self.numbers[position]}"
 
     def fingerprint(self) -> bytes:
         """Digest of the name and content: the same for the same rows, wherever they are cached."""
@@ -98,7 +104,7 @@ class Rows(Sequence[Row]):
     def origin(self, index: int) -> str:
         """Where a row came from, for messages: `file.jsonl, row 17`, counted from 1."""
         part, position = self._locate(index)
-        return f"{part.name}, row {position + 1}"
+        return part.row_name(position)
 
     def source(self, index: int) -> int:
         """The number of the spec's source that a row came from."""

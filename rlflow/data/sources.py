@@ -37,7 +37,7 @@ def load_sources(spec: DataSpec, cache_dir: str | Path, detect: Detect = detect_
     parts: list[Part] = []
     positions: list[np.ndarray] = []
     for number, source in enumerate(spec.sources):
-        loaded = _load_source(source, number, spec, Path(cache_dir), detect, open_file)
+        loaded = load_source(source, number, spec, Path(cache_dir), detect, open_file)
         every = _list_positions(loaded, first_part=len(parts))
         seed = (spec.seed, _SAMPLING_STREAM, number)
         chosen = _sample(len(every), source.sample, seed, spec.shuffle)
@@ -50,14 +50,15 @@ def load_sources(spec: DataSpec, cache_dir: str | Path, detect: Detect = detect_
     return Rows(parts, mixed[order])
 
 
-def _load_source(
-    source: SourceSpec, number: int, spec: DataSpec, cache_dir: Path, detect: Detect, open_file: OpenFile
+def load_source(
+    source: SourceSpec, number: int, spec: DataSpec, cache_dir: Path, detect: Detect, open_file: OpenFile = load_file
 ) -> list[Part]:
+    """The files or subsets of one source. Raises `DataError`, as `load_sources`."""
     field = f"data.sources[{number}]"
     if isinstance(source, FileSource):
         named = _load_files(source.path, field, cache_dir, open_file)
     elif isinstance(source, HubSource):
-        named = _load_hub(source.id, _list_subsets(source, field), source.split, source.hub, field, cache_dir)
+        named = _load_hub(source.id, list_subsets(source, field), source.split, source.hub, field, cache_dir)
     elif isinstance(source, SelfCognitionSource):
         loaded = [(name, _rename(dataset, source.columns, field, name)) for name, dataset in _load_self(source, field, cache_dir)]
         named = [(name, fill_placeholders(dataset, source, spec, name)) for name, dataset in loaded]
@@ -91,7 +92,7 @@ def _load_files(path: str, field: str, cache_dir: Path, open_file: OpenFile) -> 
     return [(str(file), open_file(file, cache_dir)) for file in list_files(path, f"{field}.path")]
 
 
-def _list_subsets(source: HubSource, field: str) -> Sequence[str | None]:
+def list_subsets(source: HubSource, field: str) -> Sequence[str | None]:
     """The subsets to read one after the other; `all` are those of the data set, if none has this name."""
     if source.subset != "all":
         return source.subset.split("/") if source.subset else [None]
@@ -108,19 +109,25 @@ def _list_subsets(source: HubSource, field: str) -> Sequence[str | None]:
 def _load_hub(
     name: str, subsets: Sequence[str | None], split: str, hub: Hub, field: str, cache_dir: Path
 ) -> list[tuple[str, "Dataset"]]:
-    load = load_modelscope_dataset if hub == "modelscope" else _load_hugging_face_dataset
-    return [
-        (f"{name}{f':{subset}' if subset else ''}[{split}]", load(name, subset, split, cache_dir, field)) for subset in subsets
-    ]
+    load = load_modelscope_dataset if hub == "modelscope" else load_hugging_face_dataset
+    return [(split_name(name, subset, split), load(name, subset, split, cache_dir, field)) for subset in subsets]
 
 
-def _load_hugging_face_dataset(name: str, subset: str | None, split: str, cache_dir: Path, field: str) -> "Dataset":
+def split_name(name: str, subset: str | None, split: str) -> str:
+    """How messages name a split of a data set."""
+    return f"{name}{f':{subset}' if subset else ''}[{split}]"
+
+
+def load_hugging_face_dataset(
+    name: str, subset: str | None, split: str, cache_dir: Path, field: str, *, streaming: bool = False
+) -> Any:
+    """A split of a data set, or a stream of its rows. Raises `DataError` naming the source's `field`."""
     import datasets
     from datasets.exceptions import DatasetsError
 
     try:
         with quiet_datasets():
-            return datasets.load_dataset(name, subset, split=split, cache_dir=str(cache_dir))
+            return datasets.load_dataset(name, subset, split=split, cache_dir=str(cache_dir), streaming=streaming)
     except (DatasetsError, OSError, ValueError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
         shown = f"{name}:{subset}" if subset else name
@@ -128,21 +135,31 @@ def _load_hugging_face_dataset(name: str, subset: str | None, split: str, cache_
 
 
 def _rename(dataset: "Dataset", columns: dict[str, str], field: str, name: str) -> "Dataset":
-    missing = [old for old in columns if old not in dataset.column_names]
+    check_columns(dataset.column_names, columns, field, name)
+    return dataset.rename_columns(columns) if columns else dataset
+
+
+def check_columns(found: Sequence[str], renamed: dict[str, str], field: str, name: str) -> None:
+    """Raises `DataError` if columns to rename are missing, or two would have one name."""
+    missing = [old for old in renamed if old not in found]
     if missing:
-        found = ", ".join(dataset.column_names)
-        raise DataError(f"{field}.columns: {name} has no column {', '.join(missing)}; it has {found}")
-    try:
-        return dataset.rename_columns(columns) if columns else dataset
-    except ValueError as error:
-        raise DataError(f"{field}.columns: {error}") from None
+        raise DataError(f"{field}.columns: {name} has no column {', '.join(missing)}; it has {', '.join(found)}")
+    names = [renamed.get(column, column) for column in found]
+    twice = sorted({column for column in names if names.count(column) > 1})
+    if twice:
+        raise DataError(f"{field}.columns: {name} would have two columns {', '.join(twice)}; rename or leave one")
 
 
 def _build_part(name: str, dataset: "Dataset", detect: Detect, source: int) -> Part:
     if not len(dataset):
         raise DataError(f"{name}: has no rows")
+    return Part(name, dataset, detect_part(name, dataset.column_names, detect), source)
+
+
+def detect_part(name: str, columns: Sequence[str], detect: Detect) -> Format:
+    """How rows with these columns are read. Raises `DataError`."""
     try:
-        return Part(name, dataset, detect(dataset.column_names), source)
+        return detect(columns)
     except DataError as error:
         raise DataError(f"{name}, row 1: {error}") from None
 

@@ -35,7 +35,7 @@ CONVERSATION_SCHEMA = pa.schema(
 )
 WHOLE, CUT, LATER_PIECE = range(3)
 """What a tokenised conversation is of its row: all, a part or the first piece, or a later piece of a text that was split."""
-_CONVERSATION_SETTINGS = {
+CONVERSATION_SETTINGS = {
     *("chat_template_kwargs", "system", "max_tokens", "overlong", "loss", "ignore_empty_think", "loss_weights"),
 }
 _log = logging.getLogger(__name__)
@@ -93,11 +93,6 @@ class ConversationSet:
         self.num_dropped = source_rows - int((cut != LATER_PIECE).sum())
         self.num_cut = int((cut == CUT).sum())
 
-    @classmethod
-    def open(cls, path: str | Path) -> "ConversationSet":
-        """The set in the file at `path`, memory-mapped."""
-        return cls(path)
-
     def __len__(self) -> int:
         return self._table.num_rows
 
@@ -151,8 +146,13 @@ def tokenize_conversations(
     Raises:
         DataError: a row is malformed, trains nothing, or is longer than `data.max_tokens` (unless dropped or cut).
     """
-    settings = spec.model_dump(include=_CONVERSATION_SETTINGS)
+    settings = spec.model_dump(include=CONVERSATION_SETTINGS)
     path = Path(cache_dir) / f"conversations-{fingerprint(rows.fingerprint(), tokenizer, settings)}.arrow"
+    return write_conversations(path, rows, tokenizer, spec)
+
+
+def write_conversations(path: Path, rows: Rows, tokenizer: "PreTrainedTokenizerBase", spec: DataSpec) -> ConversationSet:
+    """The training conversations of rows in a file of this name, which is opened if it is there. Raises `DataError`, as above."""
     if not path.exists():
         write_arrow(path, CONVERSATION_SCHEMA, _tokenize_conversations(rows, tokenizer, spec), len(rows))
     conversations = ConversationSet(path)

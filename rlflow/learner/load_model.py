@@ -45,8 +45,8 @@ def _config_fields(config: str | dict[str, Any]) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
-def create_random_model(spec: RandomModelSpec, dtype: str, tokenizer: Any, directory: Path) -> None:
-    """Write a model with random weights, and its tokenizer, as a transformers model directory."""
+def create_random_model(spec: RandomModelSpec, dtype: str, tokenizer: Any, directory: Path, device: str = "cpu") -> None:
+    """Write a model with random weights, drawn on `device`, and its tokenizer, as a transformers model directory."""
     from transformers import AutoModelForCausalLM
 
     config = model_config(spec)
@@ -58,7 +58,7 @@ def create_random_model(spec: RandomModelSpec, dtype: str, tokenizer: Any, direc
         None,
     )
     torch.manual_seed(spec.seed)
-    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+    with torch.device(device):
         model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id

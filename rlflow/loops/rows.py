@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlflow.cluster.handles import CheckpointHandle
-from rlflow.data.order import RowOrder
+from rlflow.data.order import VisitOrder
 from rlflow.loops.early_stopping import note_evaluation, stop_reason
 from rlflow.loops.schedule import learning_rate
 from rlflow.loops.state import LoopState
@@ -20,7 +20,7 @@ class RowLoop(ABC):
 
     spec: Any
     total_steps: int
-    order: RowOrder
+    order: VisitOrder
     checkpoints: CheckpointHandle
     journal: Journal
     state: LoopState

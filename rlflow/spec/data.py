@@ -22,6 +22,13 @@ class MixSpec(Spec):
     """Stop when the first source has no row left, or start sources anew until every one of them was read whole."""
 
 
+class StreamingSpec(Spec):
+    """Rows are read while the job trains, and never loaded whole."""
+
+    buffer_rows: int = Field(default=10_000, ge=1)
+    """Rows that are read, shuffled and tokenised together: more of them mix better, and make the start slower."""
+
+
 class LossWeightSpec(Spec):
     """What a regular expression finds in an assistant turn counts more, less, or not at all."""
 
@@ -59,6 +66,10 @@ class DataSpec(Spec):
 
     mix: MixSpec | None = None
     """Draw from the sources by weight. Unset: one after the other, every row once."""
+
+    streaming: StreamingSpec | None = None
+    """Read the sources while the job trains, over and over, instead of loading them first (`{}` for the defaults): for data that
+    do not fit the disk. Rows are shuffled within a buffer; the first ones can be held out; the job needs `steps`. SFT only."""
 
     held_out: HeldOut = 0
     """Rows (a whole number) or fraction (below 1.0) of the mixed rows kept for evaluation; of sources without their own."""
@@ -118,6 +129,23 @@ class DataSpec(Spec):
         if self.held_out and all(source.held_out is not None for source in self.sources):
             yield "held_out: every source has its own held_out, so this would be ignored; remove it"
         yield from self._identity_problems()
+        if self.streaming is not None:
+            yield from self._streaming_problems(self.mix)
+
+    def _streaming_problems(self, mix: MixSpec | None) -> Iterator[str]:
+        """What needs all rows."""
+        shares = {
+            "held_out": self.held_out,
+            **{f"sources[{i}].held_out": source.held_out for i, source in enumerate(self.sources)},
+        }
+        for name, value in shares.items():
+            if isinstance(value, float):
+                yield f"{name}: {value} is a share of rows that data.streaming does not count; write a number of rows"
+        for number, source in enumerate(self.sources):
+            if source.sample is not None:
+                yield f"sources[{number}].sample: data.streaming reads as many rows as the job needs; remove one of them"
+        if mix is not None and mix.stop != "first_exhausted":
+            yield "mix.stop: with data.streaming every source starts anew when it ends; remove it"
 
     def _identity_problems(self) -> Iterator[str]:
         """Names that are missing, and those that nothing uses."""

@@ -61,6 +61,10 @@ class TrainingJob(Job):
             yield f"data.overlong: {self.data.overlong} is for kind sft; a job of kind {self.kind} needs error or drop"
         if self.kind != "sft" and self.data.loss_weights:
             yield f"data.loss_weights: a job of kind {self.kind} would not use them; remove them"
+        if self.kind != "sft" and self.data.streaming is not None:
+            yield f"data.streaming: is for kind sft; a job of kind {self.kind} loads its rows first; remove it"
+        elif self.data.streaming is not None and self.steps is None:
+            yield "steps: missing; the length of an epoch is unknown with data.streaming"
         for name in ("expert_parallel", "sequence_parallel"):
             if getattr(self.learner, name) > 1 and self.kind in _WHOLE_ON_EVERY_RANK:
                 yield f"learner.{name}: a job of kind {self.kind} has models that cannot be spread this way; set it to 1"

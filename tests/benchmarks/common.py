@@ -15,16 +15,23 @@ PEAK_TFLOPS = 989.0
 
 
 def random_model(shape: str, tokenizer: str, directory: Path) -> str:
-    """A model directory with random bfloat16 weights of a packaged shape (or a config.json), made once."""
+    """A model directory with random bfloat16 weights of a packaged shape (or a config.json), made once, by another process."""
     if not (directory / "config.json").is_file():
-        from transformers import AutoTokenizer
-
-        from rlflow.learner.load_model import create_random_model
-        from rlflow.spec.model import RandomModelSpec
-
-        spec = RandomModelSpec(config=shape, tokenizer=tokenizer)
-        create_random_model(spec, "bfloat16", AutoTokenizer.from_pretrained(tokenizer), directory)
+        subprocess.run([sys.executable, __file__, shape, tokenizer, str(directory)], check=True, stdout=sys.stderr)
     return str(directory)
+
+
+def write_random_model(shape: str, tokenizer: str, directory: str) -> None:
+    """Write it, from the GPU's random numbers if there is one: those of a processor take 10 s for 1 B parameters."""
+    import torch
+    from transformers import AutoTokenizer
+
+    from rlflow.learner.load_model import create_random_model
+    from rlflow.spec.model import RandomModelSpec
+
+    spec = RandomModelSpec(config=shape, tokenizer=tokenizer)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    create_random_model(spec, "bfloat16", AutoTokenizer.from_pretrained(tokenizer), Path(directory), device)
 
 
 def training_flops_per_token(model: str, length: int) -> float:
@@ -59,3 +66,7 @@ def report(title: str, results: Sequence[dict[str, Any]], out: Path | None) -> N
 
 def _cell(value: Any) -> str:
     return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    write_random_model(*sys.argv[1:])

@@ -98,7 +98,7 @@ def run_rlflow(arguments: Any, residency: str, checkpointing: str) -> dict[str, 
             "log_completions_every": 0,
             "save_every": 10**6,
         },
-        "model": {"random": {"config": arguments.shape, "tokenizer": arguments.tokenizer}},
+        "model": {"path": random_model(arguments.shape, arguments.tokenizer, arguments.scratch / Path(arguments.shape).stem)},
         "data": {"sources": [str(arguments.scratch / "prompts.jsonl")], "max_prompt_tokens": 64},
         "rollout": {
             "num_generations": arguments.completions,

@@ -56,13 +56,13 @@ def test_a_rank_opens_conversations_by_path_without_datasets(tmp_path, path, cha
     conversations = tokenize_conversations(rows, characters, spec, tmp_path / "tokens")
     code = (
         "import sys; from rlflow.data.tokenized import ConversationSet\n"
-        f"ids, weights = ConversationSet.open({str(conversations.path)!r})[7]\n"
+        f"ids, weights = ConversationSet({str(conversations.path)!r})[7]\n"
         "assert not {'torch', 'transformers', 'datasets'} & set(sys.modules)\n"
         "print(len(ids), weights.sum())"
     )
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert output.split() == [str(conversations.lengths[7]), "3.0"]
-    assert len(ConversationSet.open(conversations.path)) == 2500
+    assert len(ConversationSet(conversations.path)) == 2500
 
 
 def test_the_same_inputs_are_not_tokenised_again(tmp_path, path, characters, monkeypatch):

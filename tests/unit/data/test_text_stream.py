@@ -1,6 +1,6 @@
 import pytest
 
-from rlflow.data.streaming import StreamedText
+from rlflow.data.text_stream import StreamedText
 
 TEXT = "Grüße aus München, 你好，世界 🙂<|im_end|>"
 
