@@ -1,5 +1,8 @@
 """What a run needs before any actor starts: its model's directory, tokenizer and tokenised rows."""
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -130,8 +133,22 @@ def _create_random(spec: RandomModelSpec, job: Job, run: RunDirectory) -> str:
     if not (directory / "config.json").is_file():
         characters = spec.characters
         tokenizer = AutoTokenizer.from_pretrained(spec.tokenizer) if characters is None else build_character_tokenizer(characters)
-        create_random_model(spec, job.model.dtype, tokenizer, directory)
+        with _quiet():
+            create_random_model(spec, job.model.dtype, tokenizer, directory)
     return str(directory)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars, and no warning that DeepSpeed, which is imported when a model is saved, has found no GPU."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def load_rows(job: Job, run: RunDirectory) -> tuple[Rows | RowStream, Rows]:

@@ -32,6 +32,7 @@ def convert_data(settings: Settings, draft: Draft, limit: str, rows: list[str] |
     if rows is None:
         _held_out(settings, draft)
     _mix(settings, draft)
+    _streaming(settings, draft)
     _limit(settings, draft, limit)
     shuffled = settings["dataset_shuffle"], settings["train_dataloader_shuffle"]
     draft.set("data.shuffle", all(shuffled), given=any(map(settings.gives, ("dataset_shuffle", "train_dataloader_shuffle"))))
@@ -207,6 +208,20 @@ def _mix(settings: Settings, draft: Draft) -> None:
     draft.note(
         "changed", settings.written["interleave_prob"], "rows are mixed first and held out then; there the other way round"
     )
+
+
+def _streaming(settings: Settings, draft: Draft) -> None:
+    """`data.streaming`, for SFT."""
+    streams, size = settings["streaming"], settings["shuffle_buffer_size"]
+    if streams and draft.kind == "sft":
+        draft.set("data.streaming", {"buffer_rows": size})
+        draft.note("changed", settings.written["streaming"], "buffers are shuffled one by one; the next is read during training")
+    elif streams:
+        draft.note("no equivalent", settings.written["streaming"], f"a job of kind {draft.kind} loads its rows first")
+    elif settings.gives("streaming"):
+        draft.note("same", settings.written["streaming"], "off, as here")
+    if settings.gives("shuffle_buffer_size") and not (streams and draft.kind == "sft"):
+        draft.note("no equivalent", settings.written["shuffle_buffer_size"], "rows are shuffled as a whole")
 
 
 def _limit(settings: Settings, draft: Draft, field: str) -> None:

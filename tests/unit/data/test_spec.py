@@ -88,3 +88,17 @@ def test_held_out_keeps_rows_and_fractions_apart():
 def test_a_spec_survives_json():
     spec = DataSpec(sources=("a.csv#3", "reasoning_gym:chain_sum#10"), chat_template_kwargs={"enable_thinking": False})
     assert DataSpec.model_validate_json(spec.model_dump_json()) == spec
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"held_out": 0.1}, "held_out: 0.1 is a share of rows that data.streaming does not count; write a number of rows"),
+        ({"sources": ({"type": "file", "path": "a.csv", "held_out": 0.5},)}, "sources\\[0\\].held_out: 0.5 is a share"),
+        ({"sources": ("a.csv#5",)}, "sources\\[0\\].sample: data.streaming reads as many rows as the job needs"),
+        ({"mix": {"weights": (1,), "stop": "all_exhausted"}}, "mix.stop: with data.streaming every source starts anew"),
+    ],
+)
+def test_what_needs_all_rows_cannot_be_streamed(fields, message):
+    with pytest.raises(ValidationError, match=message):
+        DataSpec(**{"sources": ("a.csv",), "streaming": {}, **fields})

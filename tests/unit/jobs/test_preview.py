@@ -86,3 +86,10 @@ def test_pairs_and_prompts_are_shown_as_their_jobs_use_them(preview):
 def test_overrides_reach_the_preview(preview):
     _, shown = preview([chat("1+1", "2")], overrides=["data.loss=all"])
     assert "[[<|im_start|>user" in shown
+
+
+def test_of_a_stream_the_first_window_is_shown(preview):
+    code, shown = preview([chat(str(n), str(n)) for n in range(30)], streaming={"buffer_rows": 8}, held_out=2, shuffle=False)
+    assert code == 0
+    assert "the first 8 training rows, 2 held-out rows" in shown
+    assert "rows.jsonl, row 3, conversation" in shown, "the first two are held out"

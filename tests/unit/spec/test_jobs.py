@@ -238,3 +238,11 @@ def test_a_teacher_is_a_whole_model_of_the_students_precision():
     job = rollout_job("gkd", teacher={"path": "t", "revision": "r"}, model={"from_run": "s", "dtype": "float32"}, rewards=[])
     teacher = job.other_models["teacher"]
     assert (teacher.path, teacher.revision, teacher.from_run, teacher.dtype, teacher.lora) == ("t", "r", None, "float32", None)
+
+
+def test_streaming_is_for_sft_and_needs_steps():
+    data = {"sources": ["a.csv"], "streaming": {}}
+    with pytest.raises(ValueError, match=r"data\.streaming: is for kind sft; a job of kind grpo loads its rows first; remove it"):
+        grpo_job(data=data)
+    with pytest.raises(ValueError, match="steps: missing; the length of an epoch is unknown"):
+        SftJob.model_validate({"kind": "sft", "run": {"name": "try"}, "model": {"path": "m"}, "data": data, "epochs": 1})
