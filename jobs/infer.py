@@ -10,6 +10,7 @@ from rlflow.actors.rollout import RolloutSetup
 from rlflow.cluster.closing import close_run
 from rlflow.cluster.devices import DevicePlan, plan_devices
 from rlflow.cluster.dispatch import Dispatch
+from rlflow.cluster.failure import unless_lost
 from rlflow.cluster.ledger import PromptLedger
 from rlflow.cluster.placement import Placement
 from rlflow.cluster.reward_group import RewardGroup
@@ -99,7 +100,7 @@ class _Dispatch:
 
 def _decoder(tokenizer: Any) -> Any:
     async def decode(arrays: Any) -> list[str]:
-        group = await arrays
+        group = await unless_lost(arrays)
         return tokenizer.batch_decode([completion.token_ids for completion in group.completions], skip_special_tokens=True)
 
     return decode

@@ -3,7 +3,9 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
+from rlflow.jobs.engine_memory import engines_on_cpu, judges_gib, least_engine_gib, rollout_gib
 from rlflow.jobs.model_facts import ModelFacts
 from rlflow.spec.jobs import GkdJob, InferJob, Job, PpoJob, RolloutJob, TrainingJob
 from rlflow.spec.rewards import ModelRewardSpec
@@ -13,10 +15,6 @@ _CONTEXT_GIB = 0.8
 """CUDA context, NCCL and kernels of one process."""
 _ASLEEP_GIB = 1.4
 """What a sleeping engine keeps on its GPU: context, CUDA graphs."""
-_ENGINE_GPU_GIB = 4.5
-"""A vLLM engine's context, CUDA graphs and activations."""
-_ENGINE_CPU_GIB = 1.5
-"""A vLLM engine's processes without weights and cache, on CPU."""
 _LEARNER_CPU_GIB = 1.2
 """A learner process without model."""
 _LOGITS_BYTES = 2**29
@@ -40,8 +38,10 @@ class MemoryEstimate:
     """Weights and KV cache of one engine while it samples."""
     rewards: float
     """Reward models, which stay beside whatever has its turn."""
+    judges: float
+    """A judge's engine on each of its own GPUs, which are others; without GPUs all such engines."""
     peak: float
-    """The larger of the two turns, or both together, and what stays."""
+    """The larger of the two turns, or both together, and what stays; without GPUs judges too."""
     host: float
     """Page-locked copies of offloaded states, of one rank."""
 
@@ -56,24 +56,26 @@ def estimate_memory(
     reward model, by field; one that is not known counts as large as the model.
     """
     rewards = rewards_gib(job, facts, others, on_gpu=on_gpu)
+    judges = judges_gib(job, facts, others, on_gpu=on_gpu)
+    estimate = partial(MemoryEstimate, rewards=rewards, judges=judges)
+    beside = rewards if on_gpu else rewards + judges
     if isinstance(job, InferJob):
-        rollout = least_engine_gib(job, facts) if on_gpu else _engines_on_cpu(job, facts)
-        return MemoryEstimate(0.0, 0.0, rollout, rewards, rollout + rewards, 0.0)
+        rollout = least_engine_gib(job, facts) if on_gpu else engines_on_cpu(job.rollout, facts, _size(job))
+        return estimate(learner_states=0.0, learner_peak=0.0, rollout=rollout, peak=rollout + beside, host=0.0)
     assert isinstance(job, TrainingJob)
     roles = _roles(job, facts, others)
-    rollout = _rollout(job, facts, device_gib=device_gib, on_gpu=on_gpu) if isinstance(job, RolloutJob) else 0.0
-    states, together = roles[0].states, sum(role.peak for role in roles)
+    rollout = rollout_gib(job, facts, device_gib=device_gib, on_gpu=on_gpu) if isinstance(job, RolloutJob) else 0.0
+    estimate = partial(estimate, learner_states=roles[0].states, rollout=rollout)
+    together = sum(role.peak for role in roles)
     if not on_gpu:
         learner_peak = (together + _LEARNER_CPU_GIB) * job.learner.num_ranks
-        return MemoryEstimate(states, learner_peak, rollout, rewards, learner_peak + rollout + rewards, 0.0)
-    if not isinstance(job, RolloutJob):
-        return MemoryEstimate(states, together + _CONTEXT_GIB, 0.0, 0.0, together + _CONTEXT_GIB, 0.0)
-    if job.residency == "together":
+        return estimate(learner_peak=learner_peak, peak=learner_peak + rollout + beside, host=0.0)
+    if not isinstance(job, RolloutJob) or job.residency == "together":
         learner_peak = together + _CONTEXT_GIB
-        return MemoryEstimate(states, learner_peak, rollout, rewards, learner_peak + rollout + rewards, 0.0)
+        return estimate(learner_peak=learner_peak, peak=learner_peak + rollout + beside, host=0.0)
     learner_peak = max(role.peak for role in roles) + _CONTEXT_GIB
-    turns = max(learner_peak + _ASLEEP_GIB, rollout + _CONTEXT_GIB) + rewards
-    return MemoryEstimate(states, learner_peak, rollout, rewards, turns, sum(role.host for role in roles))
+    turns = max(learner_peak + _ASLEEP_GIB, rollout + _CONTEXT_GIB) + beside
+    return estimate(learner_peak=learner_peak, peak=turns, host=sum(role.host for role in roles))
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,30 +211,3 @@ def _logits(job: TrainingJob, facts: ModelFacts) -> float:
     """A chunk of logits, and the head's gradient in float32 and in the model's precision."""
     logits = min(_LOGITS_BYTES, facts.vocab_size * _micro_batch_tokens(job) * _size(job))
     return (logits + facts.vocab_size * facts.hidden_size * (4 + _size(job))) / GIB
-
-
-def engine_gib(job: RolloutJob, facts: ModelFacts) -> float:
-    """What an engine needs on each of its GPUs: weights, a KV cache for the sequences it decodes at once, and vLLM's own."""
-    sequences = min(job.rollout.max_num_seqs, job.prompts_per_step * job.rollout.num_generations)
-    tokens = sequences * (job.data.max_prompt_tokens + job.rollout.max_completion_tokens)
-    cache = tokens * 2 * facts.num_layers * facts.num_key_value_heads * facts.head_dim * _size(job)
-    return (facts.num_parameters * _size(job) + cache) / job.rollout.tensor_parallel_size / GIB + _ENGINE_GPU_GIB
-
-
-def _rollout(job: RolloutJob, facts: ModelFacts, *, device_gib: float, on_gpu: bool) -> float:
-    if on_gpu:
-        share = job.rollout.gpu_memory_utilization
-        return engine_gib(job, facts) if share == "auto" else share * device_gib
-    return _engines_on_cpu(job, facts)
-
-
-def least_engine_gib(job: RolloutJob | InferJob, facts: ModelFacts) -> float:
-    """The least that an engine needs on each of its GPUs: a cache for one sequence."""
-    tokens = job.data.max_prompt_tokens + job.rollout.max_completion_tokens
-    cache = tokens * 2 * facts.num_layers * facts.num_key_value_heads * facts.head_dim * _size(job)
-    return (facts.num_parameters * _size(job) + cache) / job.rollout.tensor_parallel_size / GIB + _ENGINE_GPU_GIB
-
-
-def _engines_on_cpu(job: RolloutJob | InferJob, facts: ModelFacts) -> float:
-    weights = facts.num_parameters * _size(job) / GIB
-    return (2 * weights + job.rollout.cpu_kv_cache_gib + _ENGINE_CPU_GIB) * job.rollout.num_workers

@@ -200,6 +200,9 @@ def _learner_problems(job: TrainingJob, facts: ModelFacts) -> list[str]:
 
 
 def _memory_problems(job: Job, memory: MemoryEstimate, devices: Devices) -> list[str]:
+    if devices.device == "gpu" and memory.judges > devices.memory_gib:
+        needed = f"a judge needs about {memory.judges:.1f} GiB on each of its GPUs, there are {devices.memory_gib:.1f}"
+        return [f"rewards: {needed}; change its engine.tensor_parallel_size (more) or engine.max_model_tokens (fewer)"]
     if memory.peak <= devices.memory_gib:
         return []
     where = "on each GPU" if devices.device == "gpu" else "in the machine's memory"

@@ -13,10 +13,12 @@ from rlflow.spec.rewards import JudgeSpec, ModelRewardSpec, RewardSpec
 
 
 def reward_models(job: RolloutJob | InferJob) -> dict[str, ModelSpec]:
-    """Reward models by the name of their field."""
-    return {
+    """Reward models, and judges in engines of the job, by the name of their field."""
+    models = {
         f"rewards[{i}]": job.model.other(reward) for i, reward in enumerate(job.rewards) if isinstance(reward, ModelRewardSpec)
     }
+    judges = {i: reward for i, reward in enumerate(job.rewards) if isinstance(reward, JudgeSpec) and reward.engine is not None}
+    return models | {f"rewards[{i}].model": ModelSpec(path=judge.model) for i, judge in judges.items()}
 
 
 def score_on_devices(job: RolloutJob | InferJob, device: Literal["gpu", "cpu"]) -> bool:

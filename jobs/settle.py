@@ -4,7 +4,8 @@ import math
 from collections.abc import Mapping
 from itertools import product
 
-from rlflow.jobs.memory import NO_OTHERS, engine_gib, estimate_memory, least_engine_gib, rewards_gib
+from rlflow.jobs.engine_memory import engine_gib, least_engine_gib
+from rlflow.jobs.memory import NO_OTHERS, estimate_memory, rewards_gib
 from rlflow.jobs.model_facts import ModelFacts
 from rlflow.spec.jobs import InferJob, Job, RolloutJob, TrainingJob
 

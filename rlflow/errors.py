@@ -40,6 +40,10 @@ class EngineDied(RolloutError):
     """A rollout engine failed for good; the worker that holds it must be replaced."""
 
 
+class GroupLost(RolloutError):
+    """A sampled group is gone with the node that held it; it can be sampled again."""
+
+
 class LearnerError(RlflowError):
     """The learner failed."""
 

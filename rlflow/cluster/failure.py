@@ -1,6 +1,11 @@
 """What the death of actors means to the controller."""
 
-from rlflow.errors import LearnerError, RolloutError
+from typing import Any
+
+from ray import ObjectRef
+from ray.exceptions import ObjectLostError
+
+from rlflow.errors import GroupLost, LearnerError, RolloutError
 
 
 class LearnerLost(LearnerError):
@@ -9,3 +14,11 @@ class LearnerLost(LearnerError):
 
 class RolloutsLost(RolloutError):
     """Every rollout worker is dead: engines must be started and synced before sampling goes on."""
+
+
+async def unless_lost(reference: ObjectRef) -> Any:
+    """What is referred to. Raises `GroupLost` if it, or what it was made of, is gone with a node."""
+    try:
+        return await reference
+    except ObjectLostError as error:
+        raise GroupLost(" ".join(str(error).split())) from error

@@ -6,7 +6,7 @@ from typing import Any
 
 import ray
 from ray import ObjectRef
-from ray.exceptions import RayActorError
+from ray.exceptions import ObjectLostError, RayActorError
 
 from rlflow.actors.learner import LearnerActor, LearnerSetup
 from rlflow.algorithms.batch_plan import StepPlan
@@ -170,6 +170,7 @@ class LearnerGroup:
     async def _gather(self, references: list[ObjectRef]) -> list[Any]:
         try:
             return list(await asyncio.gather(*references))
-        except RayActorError as error:
+        except (RayActorError, ObjectLostError) as error:  # ranks that have their samples wait for one that lost its own
             self.kill()
-            raise LearnerLost(f"a learner rank died: {' '.join(str(error).split())}") from error
+            what = "a learner rank died" if isinstance(error, RayActorError) else "samples are gone with a node"
+            raise LearnerLost(f"{what}: {' '.join(str(error).split())}") from error

@@ -10,6 +10,7 @@ from ray import ObjectRef
 
 from rlflow.actors.reward import PromptRow, RewardActor, RewardSetup
 from rlflow.cluster.devices import DevicePlan
+from rlflow.cluster.failure import unless_lost
 from rlflow.cluster.judges import JudgeGroup
 from rlflow.cluster.placement import Placement
 
@@ -42,9 +43,9 @@ class RewardGroup:
         await asyncio.gather(*(worker.ready.remote() for worker in self._workers))
 
     async def score(self, row: PromptRow, group: ObjectRef) -> tuple[list[Any], ObjectRef]:
-        """Scores of a group, and a reference to its texts."""
+        """Scores of a group, and a reference to its texts. Raises `GroupLost`."""
         scores, texts = next(self._turn).score.remote(row, group)
-        return await scores, texts
+        return await unless_lost(scores), texts
 
     async def close(self) -> None:
         """Stop the plugin processes and the engines of judges, and end the actors."""

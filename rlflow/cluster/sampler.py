@@ -1,9 +1,10 @@
 """Sampling and scoring a batch of prompts: groups are scored while others are still being generated."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ray import ObjectRef
@@ -11,11 +12,14 @@ from ray import ObjectRef
 from rlflow.actors.reward import PromptRow
 from rlflow.algorithms.policy_batch import ScoredGroup
 from rlflow.cluster.dispatch import Dispatch
+from rlflow.cluster.failure import unless_lost
 from rlflow.cluster.ledger import PromptLedger
 from rlflow.cluster.reward_group import RewardGroup
 from rlflow.cluster.rollout_group import RolloutGroup
-from rlflow.errors import RolloutError
+from rlflow.errors import GroupLost, RolloutError
 from rlflow.rollout.completions import GroupRequest, GroupSummary
+
+logger = logging.getLogger("rlflow")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,36 +68,67 @@ class Sampler:
         row_of: Callable[[int], PromptRow],
         recover: Callable[[], Awaitable[None]],
     ) -> SampledBatch:
-        """Sample and score all requests. `recover` starts and syncs engines when none is left; the ledger then goes on."""
+        """Sample and score all requests; groups that are lost with a node are sampled again. `recover` starts and syncs engines
+        when none is left; the ledger then goes on.
+        """
         begin = time.perf_counter()
+        groups: list[SampledGroup] = []
+        generated, waiting = begin, requests
+        while waiting:
+            scoring: list[asyncio.Task[SampledGroup | GroupRequest]] = []
+            try:
+                await self._generate(waiting, scoring, row_of, recover)
+                generated = time.perf_counter()
+                found = await asyncio.gather(*scoring)
+            except BaseException:
+                for task in scoring:
+                    task.cancel()
+                raise
+            groups += [group for group in found if isinstance(group, SampledGroup)]
+            waiting = [request for request in found if isinstance(request, GroupRequest)]
+            if waiting:
+                logger.warning(f"{len(waiting)} groups were lost with a node; they are sampled again")
+        groups.sort(key=lambda group: (group.summary.prompt_id, group.summary.slot))
+        return SampledBatch(groups, generated - begin, time.perf_counter() - generated)
+
+    async def _generate(
+        self,
+        requests: Sequence[GroupRequest],
+        scoring: list[asyncio.Task[SampledGroup | GroupRequest]],
+        row_of: Callable[[int], PromptRow],
+        recover: Callable[[], Awaitable[None]],
+    ) -> None:
+        """Sample all requests; what becomes of each group is appended to `scoring`."""
         ledger = PromptLedger(requests, self._assignment(requests) if self._deterministic else None)
-        scoring: list[asyncio.Task[SampledGroup]] = []
 
         async def ask(request: GroupRequest) -> GroupRequest:
             return request
 
         def score(request: GroupRequest, summary: GroupSummary, arrays: ObjectRef) -> None:
-            scoring.append(asyncio.create_task(self._score(summary, arrays, row_of(request.prompt_id))))
+            scoring.append(asyncio.create_task(self._score(request, summary, arrays, row_of(request.prompt_id))))
 
         dispatch = Dispatch(self._rollouts, groups_in_flight=self._groups_in_flight, ask=ask, deliver=score, refuse=_refuse)
-        try:
-            await dispatch.run(ledger, recover)
-            generated = time.perf_counter()
-            groups = await asyncio.gather(*scoring)
-        except BaseException:
-            for task in scoring:
-                task.cancel()
-            raise
-        end = time.perf_counter()
-        groups.sort(key=lambda group: (group.summary.prompt_id, group.summary.slot))
-        return SampledBatch(groups, generated - begin, end - generated)
+        await dispatch.run(ledger, recover)
 
     async def texts(self, groups: Sequence[SampledGroup]) -> list[list[str]]:
-        """The completions' texts, by group."""
-        return list(await asyncio.gather(*(group.texts for group in groups)))
+        """The completions' texts, by group; empty ones where they are gone with a node."""
 
-    async def _score(self, summary: GroupSummary, arrays: ObjectRef, row: PromptRow) -> SampledGroup:
-        scores, texts = await self._rewards.score(row, arrays)
+        async def read(group: SampledGroup) -> list[str]:
+            try:
+                return await unless_lost(group.texts)
+            except GroupLost:
+                return [""] * len(group.scores)
+
+        return list(await asyncio.gather(*map(read, groups)))
+
+    async def _score(
+        self, request: GroupRequest, summary: GroupSummary, arrays: ObjectRef, row: PromptRow
+    ) -> SampledGroup | GroupRequest:
+        """The scored group, or what is to be sampled again."""
+        try:
+            scores, texts = await self._rewards.score(row, arrays)
+        except GroupLost:
+            return replace(request, attempt=request.attempt + 1)
         return SampledGroup(summary, scores, arrays, texts)
 
     def _assignment(self, requests: Sequence[GroupRequest]) -> Callable[[GroupRequest], str]:

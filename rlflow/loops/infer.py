@@ -12,7 +12,7 @@ from rlflow.cluster.handles import ScoreHandle
 from rlflow.data.questions import Question, ask, given_answer
 from rlflow.data.raw_rows import RawRows
 from rlflow.data.rows import Row
-from rlflow.errors import DataError, RewardError, RolloutError
+from rlflow.errors import DataError, GroupLost, RewardError, RolloutError
 from rlflow.loops.answers import RESERVED, AnsweredRow, failure, records_of
 from rlflow.loops.requests import request_seed
 from rlflow.observe.answers import AnswerFiles
@@ -66,6 +66,8 @@ class InferLoop:
     """Groups that may wait for their rewards; then no more are asked for."""
 
     _asked: dict[int, tuple[Row, Question]] = field(default_factory=dict)
+    _lost: list[RowNumber] = field(default_factory=list)
+    """Rows whose answers are gone with a node."""
     _finishing: set[asyncio.Task[None]] = field(default_factory=set)
     _speed: "Speed" = field(default_factory=lambda: Speed())
     _row_ids: list[str] = field(default_factory=list)
@@ -78,8 +80,10 @@ class InferLoop:
         self._announce(len(todo))
         self._speed = Speed()
         try:
-            await self.dispatch.run(todo, self._ask, self._deliver, self._refuse)
-            await asyncio.gather(*self._finishing)
+            while todo:
+                await self.dispatch.run(todo, self._ask, self._deliver, self._refuse)
+                await asyncio.gather(*self._finishing)
+                todo, self._lost = self._lost, []
         except BaseException:
             for task in self._finishing:
                 task.cancel()
@@ -118,19 +122,29 @@ class InferLoop:
 
     def _deliver(self, number: RowNumber, summary: GroupSummary, arrays: Any) -> None:
         row, question = self._asked.pop(number.slot)
-        self._finishing.add(asyncio.create_task(self._finish(self._row_ids[number.slot], row, question, summary, arrays)))
+        self._finishing.add(asyncio.create_task(self._finish(number, row, question, summary, arrays)))
 
-    async def _finish(self, row_id: str, row: Row, question: Question, summary: GroupSummary, arrays: Any) -> None:
+    async def _finish(self, number: RowNumber, row: Row, question: Question, summary: GroupSummary, arrays: Any) -> None:
         scores = None
-        if self.score is None:
-            texts = await self.decode(arrays)
-        else:
-            scores, texts = await self.score(row, question, arrays)
+        try:
+            if self.score is None:
+                texts = await self.decode(arrays)
+            else:
+                scores, texts = await self.score(row, question, arrays)
+        except GroupLost:
+            self._lost.append(number)
+            return
         columns = dict(row.columns)
         if (given := given_answer(row.messages, self.spec.data)) is not None:
             columns.setdefault("labels", given)
         answered = AnsweredRow(
-            row_id, row.origin, question, columns, summary, [question.answer_start + text for text in texts], scores
+            self._row_ids[number.slot],
+            row.origin,
+            question,
+            columns,
+            summary,
+            [question.answer_start + text for text in texts],
+            scores,
         )
         self.files.write(*records_of(answered, self.spec.infer))
         self._speed.add(summary, scores)

@@ -62,9 +62,10 @@ class Worker:
     """
 
     def __init__(self, open_context: Callable[..., Any], *arguments: Any) -> None:
-        spawn = multiprocessing.get_context("spawn")
-        self._pipe, theirs = spawn.Pipe()
-        self._process = spawn.Process(target=_serve, args=(theirs, open_context, arguments))
+        server = multiprocessing.get_context("forkserver")
+        server.set_forkserver_preload(["tests.integration.preloaded"])
+        self._pipe, theirs = server.Pipe()
+        self._process = server.Process(target=_serve, args=(theirs, open_context, arguments))
         self._process.start()
         theirs.close()
 
@@ -174,7 +175,6 @@ def process_group(leader: int) -> set[int]:
 
 def _serve(pipe: Any, open_context: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     os.setsid()
-    os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1")
     asyncio.run(_serve_tasks(pipe, open_context, arguments))
 
 

@@ -36,7 +36,7 @@ def read(path):
     return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
 
-def test_a_killed_run_goes_on_without_loss_or_repetition(tmp_path):
+def test_a_killed_run_goes_on_without_loss_or_repetition(tmp_path, ray_head):
     rows = [json.dumps({"messages": [{"role": "user", "content": f"{i}+1"}], "n": i}) for i in range(ROWS)]
     rows[7] = '{"messages": '
     (tmp_path / "rows.jsonl").write_text("\n".join(rows) + "\n")
@@ -54,7 +54,7 @@ def test_a_killed_run_goes_on_without_loss_or_repetition(tmp_path):
     with out.open("a") as file:
         file.write('{"messages": [{"role": "us')
 
-    result = run(tmp_path, "answers.yaml")
+    result = run(tmp_path, "answers.yaml", env=ray_head.driver_env)  # its own cluster was killed with it
     assert result.returncode == 0, result.stdout + result.stderr
     answers, rest = read(out), read(errors)
     seen = [(record["row_id"], record.get("sample")) for record in answers + rest]
@@ -92,7 +92,7 @@ def adapted_model(folder):
     return adapted, tokenizer
 
 
-def test_two_engines_answer_with_the_adapters_merged_and_the_best_answer_is_kept(tmp_path):
+def test_two_engines_answer_with_the_adapters_merged_and_the_best_answer_is_kept(tmp_path, ray_head):
     model, tokenizer = adapted_model(tmp_path)
     rows = [{"messages": [{"role": "user", "content": f"{i}+{i}"}]} for i in range(24)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -102,7 +102,7 @@ def test_two_engines_answer_with_the_adapters_merged_and_the_best_answer_is_kept
     answers["infer"] = {"output": "best.jsonl", "num_samples": 3, "keep": "best"}
     answers["rewards"] = [{"type": "plugin", "target": "digits.py:digits"}]
 
-    result = run(tmp_path, write_job(tmp_path, answers))
+    result = run(tmp_path, write_job(tmp_path, answers), env=ray_head.driver_env)
     assert result.returncode == 0, result.stdout + result.stderr
     found = {record["row_id"]: record for record in read(tmp_path / "best.jsonl")}
     assert len(found) == len(rows)

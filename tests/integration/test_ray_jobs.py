@@ -11,7 +11,7 @@ from tests.integration.job_runs import metrics, sft_spec, write_job
 from tests.integration.ray_head import RayHead
 
 pytestmark = pytest.mark.integration
-ROOT = Path(__file__).parents[2]
+RLFLOW = (sys.executable, "-m", "rlflow.cli")
 
 
 def command(head: RayHead, folder: Path, *arguments: str, timeout_s: float = 180) -> subprocess.CompletedProcess:
@@ -25,26 +25,31 @@ def job(tmp_path: Path, name: str, **run_fields) -> Path:
     return write_job(tmp_path, spec)
 
 
-def test_rlflow_submit_status_logs_list(tmp_path, ray_head):
-    path = job(tmp_path, "submitted")
-    rlflow = [sys.executable, "-m", "rlflow.cli"]
-    submitted = command(ray_head, tmp_path, *rlflow, "submit", path.name)
+@pytest.fixture(scope="module")
+def jobs(tmp_path_factory, ray_head) -> dict[str, str]:
+    """Ids of two jobs that ran at the same time: one submitted by `rlflow`, and one by Ray's own command."""
+    folder = tmp_path_factory.mktemp("jobs")
+    submitted = command(ray_head, folder, *RLFLOW, "submit", job(folder, "submitted").name)
     assert submitted.returncode == 0, submitted.stdout + submitted.stderr
-    job_id = submitted.stdout.strip().splitlines()[-1]
-    followed = command(ray_head, tmp_path, *rlflow, "logs", "--follow", job_id)
-    assert "step 6/6" in followed.stdout, followed.stdout + followed.stderr
-    assert "succeeded" in command(ray_head, tmp_path, *rlflow, "status", job_id).stdout.lower()
-    listed = command(ray_head, tmp_path, *rlflow, "list").stdout
-    assert "submitted" in listed and "sft" in listed
-    assert [row["step"] for row in metrics(tmp_path / "shared" / "submitted")] == list(range(7))
-
-
-def test_plain_ray_job_submit(tmp_path, ray_head):
-    path = job(tmp_path, "plain")
     ray_cli = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--working-dir", "."]
-    result = command(ray_head, tmp_path, *ray_cli, "--", sys.executable, "-m", "rlflow.jobs.run", path.name)
+    path = job(folder, "plain")
+    result = command(ray_head, folder, *ray_cli, "--", sys.executable, "-m", "rlflow.jobs.run", path.name)
     assert result.returncode == 0, result.stdout + result.stderr
-    status = json.loads((tmp_path / "shared" / "plain" / "status.json").read_text())
-    assert status["state"] == "succeeded" and status["ray_job_id"]
-    listed = command(ray_head, tmp_path, sys.executable, "-m", "rlflow.cli", "status", status["ray_job_id"]).stdout
+    status = json.loads((folder / "shared" / "plain" / "status.json").read_text())
+    assert status["state"] == "succeeded"
+    return {"folder": str(folder), "submitted": submitted.stdout.strip().splitlines()[-1], "plain": status["ray_job_id"]}
+
+
+def test_rlflow_submit_status_logs_list(jobs, ray_head):
+    folder, job_id = Path(jobs["folder"]), jobs["submitted"]
+    followed = command(ray_head, folder, *RLFLOW, "logs", "--follow", job_id)
+    assert "step 6/6" in followed.stdout, followed.stdout + followed.stderr
+    assert "succeeded" in command(ray_head, folder, *RLFLOW, "status", job_id).stdout.lower()
+    listed = command(ray_head, folder, *RLFLOW, "list").stdout
+    assert "submitted" in listed and "sft" in listed
+    assert [row["step"] for row in metrics(folder / "shared" / "submitted")] == list(range(7))
+
+
+def test_plain_ray_job_submit(jobs, ray_head):
+    listed = command(ray_head, Path(jobs["folder"]), *RLFLOW, "status", jobs["plain"]).stdout
     assert "run: plain" in listed and "algorithm: sft" in listed and "model: " in listed, listed

@@ -10,6 +10,7 @@ import pytest
 from ray.exceptions import RayActorError
 
 from rlflow.cluster.sampler import Sampler
+from rlflow.errors import GroupLost
 from rlflow.rollout.completions import GroupRequest, GroupSummary
 
 PROMPT = np.zeros(3, np.int32)
@@ -59,10 +60,15 @@ class Rollouts:
 
 
 class Rewards:
-    def __init__(self):
+    def __init__(self, lost=()):
         self.scored = []
+        self.lost = list(lost)
+        """Rows whose groups are gone, once for each time that they stand here."""
 
     async def score(self, row, arrays):
+        if row in self.lost:
+            self.lost.remove(row)
+            raise GroupLost("gone")
         self.scored.append(row)
         return [SimpleNamespace(total=1.0)], object()
 
@@ -71,11 +77,11 @@ def requests_for(prompt_ids):
     return [GroupRequest(slot, prompt_id, PROMPT, 1) for slot, prompt_id in enumerate(prompt_ids)]
 
 
-def sample(make_workers, requests, *, recover=None, deterministic=False, in_flight=4, events=()):
+def sample(make_workers, requests, *, recover=None, deterministic=False, in_flight=4, events=(), lost=()):
     """Run the sampler; returns the batch, the rewards, and every worker there was."""
 
     async def main():
-        rollouts, rewards = Rollouts(make_workers()), Rewards()
+        rollouts, rewards = Rollouts(make_workers()), Rewards(lost)
         everyone = list(rollouts.workers)
 
         async def start():
@@ -163,6 +169,15 @@ def test_a_result_that_arrives_after_its_lease_went_back_is_dropped():
     assert sorted(replacement.served) == [0, 1]
     assert [g.summary.slot for g in batch.groups] == [0, 1]
     assert sorted(rewards.scored) == [0, 1]
+
+
+def test_lost_groups_are_sampled_again_and_scored_once():
+    batch, rewards, workers = sample(
+        lambda: [Worker(name, lambda: 1) for name in "ab"], requests_for([4, 5, 6]), deterministic=True, lost=[5, 6, 6]
+    )
+    assert sorted(rewards.scored) == [4, 5, 6]
+    assert [group.summary.prompt_id for group in batch.groups] == [4, 5, 6]
+    assert [slot for worker in workers for slot in worker.calls].count(2) == 3, "the third prompt was lost twice"
 
 
 def test_deterministic_runs_assign_prompts_to_workers_in_turn():

@@ -173,3 +173,20 @@ def test_the_engine_leaves_the_reward_model_its_memory():
     infer = parse_job({"kind": "infer", **job.model_dump(include={"run", "model", "data"}),
                        "rewards": [MODEL_REWARD]})  # fmt: skip
     assert settle(infer, LARGE, {}, on_gpu=True, device_gib=79.2).rollout.gpu_memory_utilization < 0.85
+
+
+def test_judges_have_gpus_of_their_own_or_share_the_machine():
+    judge = {"type": "judge", "model": "j", "prompt": "{completion}", "engine": {"num_workers": 2, "cpu_kv_cache_gib": 3}}
+    plain, judged = grpo(), grpo(rewards=[{"type": "accuracy"}, judge])
+    facts, others = FACTS["qwen3-0.6b"], {"rewards[1].model": FACTS["qwen3-1.7b"]}
+
+    def estimate(job, **how):
+        return estimate_memory(job, facts, others, device_gib=79.2, **how)
+
+    assert estimate(judged, on_gpu=True).peak == estimate(plain, on_gpu=True).peak
+    cache = 8192 * 2 * 28 * 8 * 128 * 2 / 2**30
+    assert estimate(judged, on_gpu=True).judges == pytest.approx(1_720_574_976 * 2 / 2**30 + cache + 4.5)
+    both = 2 * (2 * 1_720_574_976 * 2 / 2**30 + 3 + 1.5)
+    assert estimate(judged, on_gpu=False).judges == pytest.approx(both)
+    assert estimate(judged, on_gpu=False).peak == pytest.approx(estimate(plain, on_gpu=False).peak + both)
+    assert estimate(plain, on_gpu=False).judges == 0

@@ -112,3 +112,24 @@ def test_a_reward_model_too_large_for_the_gpu_is_a_problem(tmp_path):
     assert plan_job(job, Devices("gpu", 1, 80.0)).problems == []
     (problem,) = plan_job(job, Devices("gpu", 1, 24.0)).problems
     assert "GiB are needed on each GPU, there are 24.0" in problem
+
+
+def test_a_judge_must_fit_its_gpus():
+    judge = {"type": "judge", "model": "Qwen/Qwen3-30B-A3B", "prompt": "{completion}", "engine": {}}
+    job = {
+        **{
+            "kind": "grpo",
+            "run": {"name": "a"},
+            "model": {"path": "Qwen/Qwen3-0.6B"},
+            "data": {"sources": ["org/rows"]},
+            "steps": 1,
+        },
+        **{"rewards": [judge], "rollout": {"max_completion_tokens": 256}},
+    }
+    (problem,) = plan_job(parse_job(job), parse_devices("2x40")).problems
+    assert (
+        problem.startswith("rewards: a judge needs about 62.") and "there are 40.0; change its engine.tensor_parallel" in problem
+    )
+    assert plan_job(parse_job(job), parse_devices("2x80")).problems == []
+    judge["engine"] = {"tensor_parallel_size": 2}
+    assert plan_job(parse_job(job), parse_devices("3x40")).problems == []

@@ -8,7 +8,7 @@ import pytest
 
 from rlflow.data.characters import build_character_tokenizer
 from rlflow.data.raw_rows import load_raw_rows
-from rlflow.errors import RewardError, RolloutError
+from rlflow.errors import GroupLost, RewardError, RolloutError
 from rlflow.loops.infer import InferLoop
 from rlflow.observe.answers import AnswerFiles
 from rlflow.rollout.completions import GroupSummary
@@ -117,6 +117,23 @@ def test_bad_rows_and_refused_ones_are_recorded_and_stop_nothing(tmp_path):
         "row 4": "too long",
     }
     assert "data.max_prompt_tokens is 60" in errors[-2]["error"]
+
+
+def test_answers_that_are_lost_with_a_node_are_asked_for_again(tmp_path):
+    engines, lost = Engines(), [3, 7, 7]
+    made, files, _, _ = loop(tmp_path, engines)
+    decode = made.decode
+
+    async def losing(slot):
+        if slot in lost:
+            lost.remove(slot)
+            raise GroupLost("gone")
+        return await decode(slot)
+
+    made.decode = losing
+    assert run(made, files)["rows"] == 10
+    assert sorted(row["n"] for row in answers(tmp_path)) == list(range(10))
+    assert engines.asked[10:] == [7, 3, 7] or engines.asked[10:] == [3, 7, 7]
 
 
 def test_if_no_row_can_be_answered_the_job_fails(tmp_path):
