@@ -6,11 +6,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rlflow.data.stream import RowStream
+from rlflow.data.streamed_conversations import forget_windows
 from rlflow.errors import SpecError
 from rlflow.jobs.context import JobRows, Machine
 from rlflow.jobs.earlier_runs import chain_problems, waits_for_answers
 from rlflow.jobs.plan import Devices, local_devices, plan_job
-from rlflow.jobs.prepare import check_vocabulary, fetch_model, find_tokenizer, load_rows, prepare_conversations, prepare_rows
+from rlflow.jobs.prepare import (
+    cache_dir,
+    check_vocabulary,
+    fetch_model,
+    find_tokenizer,
+    load_rows,
+    prepare_conversations,
+    prepare_rows,
+)
 from rlflow.jobs.ray_job import check_run_dir, check_run_dir_is_shared
 from rlflow.jobs.rewards import find_reward_models, without_models_of
 from rlflow.jobs.static_checks import static_problems
@@ -49,6 +58,8 @@ def _read_rows(job: Job, earlier_runs: Sequence[str]) -> JobRows | None:
         return None
     run = RunDirectory(f"{job.run.dir}/{job.run.name}")
     parts = load_rows(job, run)
+    if job.data.streaming is not None and run.latest_checkpoint() is None:
+        forget_windows(cache_dir(run))
     if job.model.from_run in earlier_runs:
         for rows in parts:
             read = rows.first_window() if isinstance(rows, RowStream) else rows

@@ -8,7 +8,7 @@ from rlflow.data.stream import RowStream
 from rlflow.observe.journal import Journal
 from rlflow.observe.run_dir import RunDirectory
 
-JobRows = tuple[Rows | RowStream, Rows] | tuple[()]
+JobRows = tuple[Rows | RowStream, ...]
 """Those to train on, and the held-out ones. None for batch inference, which reads its own."""
 
 

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 
 from rlflow.jobs.model_facts import ModelFacts
+from rlflow.jobs.rewards import judges
 from rlflow.spec.jobs import InferJob, Job, RolloutJob
-from rlflow.spec.rewards import JudgeSpec
 from rlflow.spec.rollout import EngineSpec
 
 GIB = 2**30
@@ -39,18 +39,20 @@ def engines_on_cpu(spec: EngineSpec, facts: ModelFacts, bytes_per_number: int) -
     return (2 * weights + spec.cpu_kv_cache_gib + _CPU_GIB) * spec.num_workers
 
 
-def judges_gib(job: Job, facts: ModelFacts, others: Mapping[str, ModelFacts], *, on_gpu: bool) -> float:
-    """The largest judge on each of its GPUs, with a cache for one sequence; without GPUs all engines of judges."""
-    if not isinstance(job, RolloutJob | InferJob):
-        return 0.0
+def judges_gib(job: Job, others: Mapping[str, ModelFacts], *, on_gpu: bool) -> float:
+    """The largest judge on each of its GPUs, with a cache for one sequence; without GPUs all engines of judges. One whose facts
+    are not known, or that vLLM is told to quantise or to keep in host memory, is not counted.
+    """
     needed = [0.0]
-    for index, judge in enumerate(job.rewards):
-        if isinstance(judge, JudgeSpec) and judge.engine is not None:
-            own, size = others.get(f"rewards[{index}].model", facts), 4 if judge.engine.dtype == "float32" else 2
-            if on_gpu:
-                needed.append(_on_gpu(judge.engine, own, size, judge.engine.max_model_tokens))
-            else:
-                needed.append(engines_on_cpu(judge.engine, own, size))
+    for field, judge in judges(job).items() if isinstance(job, RolloutJob | InferJob) else ():
+        facts, engine = others.get(field), judge.engine
+        if facts is None or facts.is_quantised or engine is None or {"quantization", "cpu_offload_gb"} & engine.engine.keys():
+            continue
+        size = 4 if engine.dtype == "float32" else 2
+        if on_gpu:
+            needed.append(_on_gpu(engine, facts, size, engine.max_model_tokens))
+        else:
+            needed.append(engines_on_cpu(engine, facts, size))
     return max(needed) if on_gpu else sum(needed)
 
 

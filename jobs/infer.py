@@ -101,7 +101,7 @@ class _Dispatch:
 def _decoder(tokenizer: Any) -> Any:
     async def decode(arrays: Any) -> list[str]:
         group = await unless_lost(arrays)
-        return tokenizer.batch_decode([completion.token_ids for completion in group.completions], skip_special_tokens=True)
+        return tokenizer.backend_tokenizer.decode_batch([list(c.token_ids) for c in group.completions])  # as reward workers do
 
     return decode
 

@@ -56,7 +56,7 @@ def estimate_memory(
     reward model, by field; one that is not known counts as large as the model.
     """
     rewards = rewards_gib(job, facts, others, on_gpu=on_gpu)
-    judges = judges_gib(job, facts, others, on_gpu=on_gpu)
+    judges = judges_gib(job, others, on_gpu=on_gpu)
     estimate = partial(MemoryEstimate, rewards=rewards, judges=judges)
     beside = rewards if on_gpu else rewards + judges
     if isinstance(job, InferJob):

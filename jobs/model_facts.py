@@ -33,6 +33,8 @@ class ModelFacts:
     """Of each mixture; 0: there are none."""
     expert_parameters: int = 0
     """Of all experts together."""
+    is_quantised: bool = False
+    """Whether its files hold fewer bits than the parameters have."""
 
 
 def model_facts(model: ModelSpec, runs: Path, field: str = "model") -> ModelFacts | None:
@@ -85,6 +87,7 @@ def _facts_of(config_json: str) -> ModelFacts:
     heads = config.num_attention_heads
     embeddings = {id(m.weight): m.weight.numel() for m in (model.get_input_embeddings(), model.get_output_embeddings())}
     return ModelFacts(
+        is_quantised="quantization_config" in fields,
         num_parameters=sum(p.numel() for p in model.parameters()),
         embedding_parameters=sum(embeddings.values()),
         num_layers=config.num_hidden_layers,

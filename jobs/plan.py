@@ -17,11 +17,14 @@ from rlflow.errors import SpecError, UserError
 from rlflow.jobs.kinds import KINDS
 from rlflow.jobs.memory import MemoryEstimate, estimate_memory
 from rlflow.jobs.model_facts import ModelFacts, model_facts
+from rlflow.jobs.rewards import judges
 from rlflow.jobs.settle import settle
 from rlflow.jobs.static_checks import all_models, static_problems
 from rlflow.learner.load_model import expert_adapter_problem
 from rlflow.spec.jobs import InferJob, Job, RolloutJob, TrainingJob
 from rlflow.spec.load import load_job, resolved
+from rlflow.spec.model import ModelSpec
+from rlflow.spec.rewards import JudgeSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +93,7 @@ def plan(path: str, overrides: Sequence[str], assume_gpus: str | None) -> Plan:
 
 def plan_job(job: Job, devices: Devices, earlier_runs: Sequence[str] = ()) -> Plan:
     """Plan a job; `earlier_runs` are those that will have run before it."""
-    problems = static_problems(job, earlier_runs)
+    problems = [*static_problems(job, earlier_runs), *_device_problems(job, devices)]
     placement, facts, others, too_many = None, None, {}, []
     try:
         placement = KINDS[job.kind].devices(job, devices.device)
@@ -138,7 +141,17 @@ def _other_facts(job: Job, earlier_runs: Sequence[str]) -> dict[str, ModelFacts]
         for field, model in others.items()
         if model.from_run not in earlier_runs or model.from_run is None
     }
+    if isinstance(job, RolloutJob | InferJob):
+        found |= {field: _judge_facts(judge, Path(job.run.dir), field) for field, judge in judges(job).items()}
     return {field: facts for field, facts in found.items() if facts is not None}
+
+
+def _judge_facts(judge: JudgeSpec, runs: Path, field: str) -> ModelFacts | None:
+    """vLLM serves more models than can be counted here."""
+    try:
+        return model_facts(ModelSpec(path=judge.model), runs, field)
+    except UserError:
+        return None
 
 
 def _count_problems(placement: DevicePlan, devices: Devices) -> list[str]:
@@ -183,6 +196,13 @@ def _shape_problems(job: Job, facts: ModelFacts) -> list[str]:
     return problems
 
 
+def _device_problems(job: Job, devices: Devices) -> list[str]:
+    """What is asked for and these devices cannot do."""
+    if isinstance(job, TrainingJob) and job.learner.liger_kernel is True and devices.device == "cpu":
+        return ["learner.liger_kernel: the kernels need a GPU; set it to auto"]
+    return []
+
+
 def _learner_problems(job: TrainingJob, facts: ModelFacts) -> list[str]:
     """What this model's layers cannot do in the learner."""
     problems: list[str] = []
@@ -200,14 +220,21 @@ def _learner_problems(job: TrainingJob, facts: ModelFacts) -> list[str]:
 
 
 def _memory_problems(job: Job, memory: MemoryEstimate, devices: Devices) -> list[str]:
+    problems = []
     if devices.device == "gpu" and memory.judges > devices.memory_gib:
         needed = f"a judge needs about {memory.judges:.1f} GiB on each of its GPUs, there are {devices.memory_gib:.1f}"
-        return [f"rewards: {needed}; change its engine.tensor_parallel_size (more) or engine.max_model_tokens (fewer)"]
+        problems.append(f"rewards: {needed}; change its engine.tensor_parallel_size (more) or engine.max_model_tokens (fewer)")
     if memory.peak <= devices.memory_gib:
-        return []
+        return problems
     where = "on each GPU" if devices.device == "gpu" else "in the machine's memory"
     if isinstance(job, InferJob):
         remedy = "rollout.tensor_parallel_size (more)" if devices.device == "gpu" else "rollout.num_workers (fewer)"
-        return [f"rollout: about {memory.peak:.1f} GiB are needed {where}, there are {devices.memory_gib:.1f}; change {remedy}"]
+        return [
+            *problems,
+            f"rollout: about {memory.peak:.1f} GiB are needed {where}, there are {devices.memory_gib:.1f}; change {remedy}",
+        ]
     remedy = "learner.num_ranks (more), learner.micro_batch_tokens (fewer), learner.gradient_checkpointing or model.lora"
-    return [f"learner: about {memory.peak:.1f} GiB are needed {where}, there are {devices.memory_gib:.1f}; change {remedy}"]
+    return [
+        *problems,
+        f"learner: about {memory.peak:.1f} GiB are needed {where}, there are {devices.memory_gib:.1f}; change {remedy}",
+    ]

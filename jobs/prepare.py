@@ -13,6 +13,7 @@ from rlflow.actors.reward import PromptRow
 from rlflow.data.order import RowOrder, VisitOrder
 from rlflow.data.rows import Rows
 from rlflow.data.stream import RowStream
+from rlflow.data.streamed_conversations import StreamedConversations
 from rlflow.data.tokenized import PromptSet, tokenize_conversations, tokenize_prompts
 from rlflow.data.tokenized_preferences import tokenize_labelled, tokenize_pairs
 from rlflow.errors import DataError, SpecError
@@ -143,12 +144,15 @@ def _quiet() -> Iterator[None]:
     """No progress bars, and no warning that DeepSpeed, which is imported when a model is saved, has found no GPU."""
     from transformers.utils import logging as transformers_logging
 
+    had_bars, disabled = transformers_logging.is_progress_bar_enabled(), logging.root.manager.disable
     transformers_logging.disable_progress_bar()
     logging.disable(logging.WARNING)
     try:
         yield
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(disabled)
+        if had_bars:
+            transformers_logging.enable_progress_bar()
 
 
 def load_rows(job: Job, run: RunDirectory) -> tuple[Rows | RowStream, Rows]:
@@ -203,22 +207,23 @@ class PromptRows:
 
 def prepare_rows(rows: Rows | RowStream, tokenizer: Any, job: Job, run: RunDirectory) -> Any:
     """Tokenise rows as the job's kind trains on them, or map what was tokenised before: prompts, conversations, pairs of them, or
-    labelled ones; of a stream the first window. Raises `DataError` for the first bad row.
+    labelled ones. Raises `DataError` for the first bad row.
     """
-    from rlflow.data.streamed import StreamedConversations
-
-    if isinstance(rows, RowStream):
-        return StreamedConversations(rows, tokenizer, job.data, cache_dir(run))
+    if isinstance(rows, RowStream) or not isinstance(job, RolloutJob | PreferenceJob):
+        return prepare_conversations(rows, tokenizer, job, run)
     if isinstance(job, RolloutJob):
         return PromptRows(tokenize_prompts(rows, tokenizer, job.data, cache_dir(run)))
-    if not isinstance(job, PreferenceJob):
-        return prepare_conversations(rows, tokenizer, job, run)
     tokenize = tokenize_labelled if isinstance(job, KtoJob) else tokenize_pairs
     return tokenize(rows, tokenizer, job.data, cache_dir(run))
 
 
-def prepare_conversations(rows: Rows, tokenizer: Any, job: Job, run: RunDirectory) -> Any:
-    """Tokenise conversations, or map what an earlier start of the run has tokenised."""
+def prepare_conversations(rows: Rows | RowStream, tokenizer: Any, job: Job, run: RunDirectory) -> Any:
+    """Tokenise conversations, or map what an earlier start of the run has tokenised; of a stream the first window.
+
+    Raises `DataError` for the first bad row.
+    """
+    if isinstance(rows, RowStream):
+        return StreamedConversations(rows, tokenizer, job.data, cache_dir(run))
     return tokenize_conversations(rows, tokenizer, job.data, cache_dir(run))
 
 

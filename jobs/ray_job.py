@@ -36,7 +36,7 @@ def describe_job(metadata: dict[str, str]) -> None:
     """
     if not in_ray_job():
         return
-    from ray._raylet import GcsClient
+    from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue]
     from ray.dashboard.modules.job.common import JobInfoStorageClient
 
     table = JobInfoStorageClient(GcsClient(address=ray.get_runtime_context().gcs_address))

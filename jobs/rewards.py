@@ -13,12 +13,19 @@ from rlflow.spec.rewards import JudgeSpec, ModelRewardSpec, RewardSpec
 
 
 def reward_models(job: RolloutJob | InferJob) -> dict[str, ModelSpec]:
-    """Reward models, and judges in engines of the job, by the name of their field."""
-    models = {
+    """Reward models by the name of their field."""
+    return {
         f"rewards[{i}]": job.model.other(reward) for i, reward in enumerate(job.rewards) if isinstance(reward, ModelRewardSpec)
     }
-    judges = {i: reward for i, reward in enumerate(job.rewards) if isinstance(reward, JudgeSpec) and reward.engine is not None}
-    return models | {f"rewards[{i}].model": ModelSpec(path=judge.model) for i, judge in judges.items()}
+
+
+def judges(job: RolloutJob | InferJob) -> dict[str, JudgeSpec]:
+    """Judges in engines of the job, by the name of their model's field."""
+    return {
+        f"rewards[{i}].model": reward
+        for i, reward in enumerate(job.rewards)
+        if isinstance(reward, JudgeSpec) and reward.engine is not None
+    }
 
 
 def score_on_devices(job: RolloutJob | InferJob, device: Literal["gpu", "cpu"]) -> bool:

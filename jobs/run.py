@@ -149,10 +149,10 @@ def _machine(jobs: Sequence[Job]) -> Machine:
     url = dashboard_url()
     if url:
         logger.info(f"Ray dashboard: {url}")
-    devices = {choose_device(job.run.device, resources) for job in jobs}
-    if len(devices) > 1:
+    device = choose_device(jobs[0].run.device, resources)
+    if any(choose_device(job.run.device, resources) != device for job in jobs):
         raise SpecError("run.device: specs that run together must use the same kind of device")
-    return Machine(devices.pop(), int(resources.get("CPU", 1)), int(resources.get("GPU", 0)))
+    return Machine(device, int(resources.get("CPU", 1)), int(resources.get("GPU", 0)))
 
 
 def _summary(run: RunDirectory, job: Job, seconds: float) -> RunSummary:

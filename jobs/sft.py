@@ -43,7 +43,7 @@ async def run_sft_job(job: SftJob, context: JobContext) -> None:
     def loop_of(learner: LearnerGroup, checkpoints: Checkpoints, state: LoopState) -> SftLoop:
         return SftLoop(
             spec=job,
-            total_steps=job.steps or total_steps(job, len(train)),
+            total_steps=total_steps(job, None if job.data.streaming else len(train)),
             learner=learner,
             train=conversation_lengths(train),
             held_out=conversation_lengths(held_out),

@@ -175,7 +175,7 @@ def chat(
     chat_template: Annotated[
         str | None, typer.Option(metavar="NAME|FILE", help="For base models: a packaged template, or a .jinja file.")
     ] = None,
-    dtype: Annotated[str | None, typer.Option(help="bfloat16 or float32. Default: as stored.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="bfloat16, float16 or float32. Default: as stored.")] = None,
     tensor_parallel_size: Annotated[int, typer.Option(help="GPUs the model is spread over.")] = 1,
     gpu_memory_utilization: Annotated[float, typer.Option(help="Share of the GPU's memory to use.")] = 0.9,
     seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
@@ -352,6 +352,7 @@ def age(start_time: float | None, now: float) -> str | None:
 
 def main() -> None:
     """The command's entry point: errors become lines on stderr and an exit code."""
+    sys.path.insert(0, "")  # modules beside the spec can be imported, as with `python -m rlflow.jobs.run`
     try:
         app(prog_name="rlflow")
     except UserError as error:

@@ -9,7 +9,7 @@ from rlflow.errors import GroupLost, LearnerError, RolloutError
 
 
 class LearnerLost(LearnerError):
-    """A learner rank died: the group must be rebuilt from the last checkpoint."""
+    """A learner rank died, or what it was to train on is lost: the group must be rebuilt from the last checkpoint."""
 
 
 class RolloutsLost(RolloutError):

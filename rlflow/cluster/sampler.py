@@ -20,6 +20,9 @@ from rlflow.errors import GroupLost, RolloutError
 from rlflow.rollout.completions import GroupRequest, GroupSummary
 
 logger = logging.getLogger("rlflow")
+MOST_ATTEMPTS = 5
+"""Of sampling a group that is lost each time."""
+LOST_TEXT = "(lost with a node)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,13 +114,14 @@ class Sampler:
         await dispatch.run(ledger, recover)
 
     async def texts(self, groups: Sequence[SampledGroup]) -> list[list[str]]:
-        """The completions' texts, by group; empty ones where they are gone with a node."""
+        """The completions' texts, by group; `LOST_TEXT` where they are gone with a node."""
 
         async def read(group: SampledGroup) -> list[str]:
             try:
                 return await unless_lost(group.texts)
-            except GroupLost:
-                return [""] * len(group.scores)
+            except GroupLost as error:
+                logger.warning(f"the texts of prompt {group.summary.prompt_id} are lost: {error}")
+                return [LOST_TEXT] * len(group.scores)
 
         return list(await asyncio.gather(*map(read, groups)))
 
@@ -127,7 +131,9 @@ class Sampler:
         """The scored group, or what is to be sampled again."""
         try:
             scores, texts = await self._rewards.score(row, arrays)
-        except GroupLost:
+        except GroupLost as error:
+            if request.attempt + 1 == MOST_ATTEMPTS:
+                raise RolloutError(f"prompt {request.prompt_id}: its group was lost {MOST_ATTEMPTS} times: {error}") from error
             return replace(request, attempt=request.attempt + 1)
         return SampledGroup(summary, scores, arrays, texts)
 

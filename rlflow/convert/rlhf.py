@@ -150,7 +150,7 @@ def _gkd(settings: Settings, draft: Draft, devices: Devices) -> None:
             "changed",
             "gkd_logits_topk",
             "ms-swift compares the whole vocabulary, rlflow the teacher's 64 likeliest tokens and "
-            "all others as one; gkd.top_k: null compares all, at 12 bytes a token and entry",
+            "all others as one; gkd.top_k: null compares all of them",
         )
     draft.set("gkd.top_k", top_k)
     if holds_out(draft):

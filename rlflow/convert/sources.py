@@ -211,16 +211,25 @@ def _mix(settings: Settings, draft: Draft) -> None:
 
 
 def _streaming(settings: Settings, draft: Draft) -> None:
-    """`data.streaming`, for SFT."""
-    streams, size = settings["streaming"], settings["shuffle_buffer_size"]
-    if streams and draft.kind == "sft":
+    """`data.streaming`, for SFT where nothing needs to know how many rows there are."""
+    size, data = settings["shuffle_buffer_size"], draft.document["data"]
+    obstacles = {
+        f"a job of kind {draft.kind} loads its rows first": draft.kind != "sft",
+        "without max_steps the rows must be counted": not settings["max_steps"],
+        "a number of rows is taken of a data set": any("#" in name for name in settings["dataset"] or ()),
+        "a share of rows is held out": isinstance(settings["split_dataset_ratio"], float) and settings["split_dataset_ratio"] > 0,
+        "stopping_strategy needs all rows": (data.get("mix") or {}).get("stop") == "all_exhausted",
+    }
+    found = [why for why, applies in obstacles.items() if applies]
+    streams = settings["streaming"] and not found
+    if streams:
         draft.set("data.streaming", {"buffer_rows": size})
         draft.note("changed", settings.written["streaming"], "buffers are shuffled one by one; the next is read during training")
-    elif streams:
-        draft.note("no equivalent", settings.written["streaming"], f"a job of kind {draft.kind} loads its rows first")
+    elif settings["streaming"]:
+        draft.note("no equivalent", settings.written["streaming"], f"{found[0]}: data sets are loaded before training")
     elif settings.gives("streaming"):
         draft.note("same", settings.written["streaming"], "off, as here")
-    if settings.gives("shuffle_buffer_size") and not (streams and draft.kind == "sft"):
+    if settings.gives("shuffle_buffer_size") and not streams:
         draft.note("no equivalent", settings.written["shuffle_buffer_size"], "rows are shuffled as a whole")
 
 

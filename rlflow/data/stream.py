@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rlflow.data.rows import Part, Rows
+from rlflow.data.source_streams import Drawn, StreamPart, open_parts
 from rlflow.data.sources import Detect
-from rlflow.data.stream_parts import Drawn, StreamPart, open_parts
 from rlflow.errors import DataError
 from rlflow.spec.data import DataSpec
 
@@ -30,12 +30,15 @@ class Chain:
     position: int = 0
     """Rows of the part that were read in this pass."""
     _open: "tuple[IterableDataset, Iterator[Drawn]] | None" = field(default=None, repr=False)
+    _restored: dict[str, Any] | None = None
+    """The open data set's state until a row is drawn of it: it does not tell itself before."""
 
     def draw(self) -> Drawn:
         """The next row. Raises `DataError` if a part cannot be read, or none has a row."""
         for _ in range(len(self.parts) + 1):
             opened = self._open = self._open or self.parts[self.at].rest(0, None)
             drawn = next(opened[1], None)
+            self._restored = None
             if drawn is not None:
                 self.position += 1
                 return drawn
@@ -45,17 +48,18 @@ class Chain:
 
     def state(self) -> dict[str, Any]:
         """Where it is, for JSON."""
-        inner = self._open[0].state_dict() if self._open is not None else None
-        return {"passes": self.passes, "at": self.at, "position": self.position, "rows": inner}
+        own = self._restored or (self._open[0].state_dict() if self._open is not None else None)
+        return {"passes": self.passes, "at": self.at, "position": self.position, "data_set": own}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go there."""
         self._go(state["passes"], state["at"], state["position"])
-        if state["rows"] is not None:
-            self._open = self.parts[self.at].rest(self.position, state["rows"])
+        if state["data_set"] is not None:
+            self._restored = state["data_set"]
+            self._open = self.parts[self.at].rest(self.position, state["data_set"])
 
     def _go(self, passes: int, at: int, position: int) -> None:
-        self.passes, self.at, self.position, self._open = passes, at, position, None
+        self.passes, self.at, self.position, self._open, self._restored = passes, at, position, None, None
 
 
 class RowStream:
@@ -75,6 +79,11 @@ class RowStream:
         self._shares = shares / shares.sum()
         self.beginning = self.state()
         """Where the first window begins."""
+
+    @property
+    def name(self) -> str:
+        """Its first source, for messages."""
+        return self._chains[0].parts[0].name
 
     @property
     def passes(self) -> int:
@@ -106,24 +115,27 @@ class RowStream:
 
 
 def as_rows(drawn: Sequence[Drawn]) -> Rows:
-    """Rows in memory, in the order in which they were drawn."""
-    from datasets import Dataset
-
+    """Rows in memory, in the order in which they were drawn, with the columns that are trained on. Raises `DataError`."""
     by_part: dict[int, list[int]] = {}
     for index, row in enumerate(drawn):
         by_part.setdefault(id(row.part), []).append(index)
-    parts, positions = [], np.empty((len(drawn), 2), dtype=np.int64)
+    positions = np.empty((len(drawn), 2), dtype=np.int64)
     for number, indices in enumerate(by_part.values()):
-        part = drawn[indices[0]].part
-        names = dict.fromkeys(name for index in indices for name in drawn[index].columns)
-        try:
-            table = Dataset.from_dict({name: [drawn[index].columns.get(name) for index in indices] for name in names})
-        except (ValueError, TypeError) as error:  # pyarrow's, for values of different types
-            where = f"{part.name}, rows {drawn[indices[0]].number} to {drawn[indices[-1]].number}"
-            raise DataError(f"{where}: cannot be read as one table: {str(error).partition(chr(10))[0]}") from None
-        parts.append(Part(part.name, table, part.format, part.source, tuple(drawn[index].number for index in indices)))
         positions[indices] = np.stack([np.full(len(indices), number), np.arange(len(indices))], axis=1)
-    return Rows(parts, positions)
+    return Rows([_as_part([drawn[index] for index in indices]) for indices in by_part.values()], positions)
+
+
+def _as_part(drawn: Sequence[Drawn]) -> Part:
+    from datasets import Dataset
+
+    part, numbers = drawn[0].part, tuple(row.number for row in drawn)
+    columns = {name: [row.columns.get(name) for row in drawn] for name in part.format.columns}
+    try:
+        table = Dataset.from_dict(columns, on_mixed_types="use_json")
+    except (ValueError, TypeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise DataError(f"{part.name}, rows {numbers[0]} to {numbers[-1]}: cannot be read as one table: {reason}") from None
+    return Part(part.name, table, part.format, part.source, numbers)
 
 
 def open_stream(spec: DataSpec, cache_dir: Path, detect: Detect) -> tuple[RowStream, Rows]:
@@ -134,14 +146,17 @@ def open_stream(spec: DataSpec, cache_dir: Path, detect: Detect) -> tuple[RowStr
     """
     held_out: list[Drawn] = []
     streamed: list[StreamPart] = []
-    counts = _held_out_counts(spec)
+    left = _held_out_counts(spec)  # of each source
     for part in open_parts(spec, cache_dir, detect):
-        count = counts[part.source]
-        held_out += part.first(count)
-        if count is None:
-            continue
-        streamed.append(replace(part, num_held_out=count))
-        counts[part.source] = 0
+        wanted = left[part.source]
+        first = part.first(wanted)
+        held_out += first
+        if wanted is not None:
+            left[part.source] = wanted - len(first)
+            streamed += [replace(part, num_held_out=len(first))] if not left[part.source] else []
+    for number, missing in enumerate(left):
+        if missing:
+            raise DataError(f"data.sources[{number}]: has {missing} rows fewer than are to be held out")
     if not streamed:
         raise DataError("data.held_out: no row is left to train on")
     return RowStream(streamed, spec), as_rows(held_out)

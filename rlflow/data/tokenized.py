@@ -148,7 +148,10 @@ def tokenize_conversations(
     """
     settings = spec.model_dump(include=CONVERSATION_SETTINGS)
     path = Path(cache_dir) / f"conversations-{fingerprint(rows.fingerprint(), tokenizer, settings)}.arrow"
-    return write_conversations(path, rows, tokenizer, spec)
+    conversations = write_conversations(path, rows, tokenizer, spec)
+    if len(rows) and not len(conversations):
+        raise DataError(f"data.max_tokens: every row is longer than {spec.max_tokens} tokens, nothing is left; raise it")
+    return conversations
 
 
 def write_conversations(path: Path, rows: Rows, tokenizer: "PreTrainedTokenizerBase", spec: DataSpec) -> ConversationSet:
@@ -156,7 +159,10 @@ def write_conversations(path: Path, rows: Rows, tokenizer: "PreTrainedTokenizerB
     if not path.exists():
         write_arrow(path, CONVERSATION_SCHEMA, _tokenize_conversations(rows, tokenizer, spec), len(rows))
     conversations = ConversationSet(path)
-    report_dropped(len(rows) - conversations.num_dropped, conversations.num_dropped, "max_tokens", spec.max_tokens)
+    if conversations.num_dropped:
+        _log.warning(
+            "dropped %d of %d rows longer than data.max_tokens (%d)", conversations.num_dropped, len(rows), spec.max_tokens
+        )
     if conversations.num_cut:
         done = "split" if spec.overlong == "split" else "truncated"
         _log.warning("%s %d of %d rows longer than data.max_tokens (%d)", done, conversations.num_cut, len(rows), spec.max_tokens)

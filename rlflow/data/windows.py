@@ -1,5 +1,6 @@
 """Windows of a stream of tokenised conversations: files whose names say which row of the stream they begin with."""
 
+import time
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -7,6 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from rlflow.data.tokenized import ConversationSet
+from rlflow.errors import DataError
+
+_VISIBLE_S = 60.0
+"""Within this time a new file is listed on every node of a shared file system."""
+_MOST_OPEN = 4
 
 
 @dataclass
@@ -53,14 +59,25 @@ class Windows:
         return window.conversations.label(row - window.start)
 
     def find(self, row: int) -> Window:
-        """The window that holds a row, which must have been written."""
+        """The window that holds a row, which must have been written. Raises `DataError` if it cannot be seen here."""
         for window in self._open:
             if row in window:
                 return window
-        starts = sorted(int(file.stem) for file in self.path.glob("*.arrow"))
-        known = {window.start: window for window in self._open}
-        self._open = [known.get(start) or Window(start, ConversationSet(window_file(self.path, start))) for start in starts]
-        return next(window for window in self._open if row in window)
+        deadline = time.monotonic() + _VISIBLE_S
+        while (window := self._look_for(row)) is None:
+            if time.monotonic() > deadline:
+                raise DataError(f"{self.path}: holds no window with row {row} of the stream; is it visible on every node?")
+            time.sleep(0.2)
+        self._open = [*self._open[1 - _MOST_OPEN :], window]
+        return window
+
+    def _look_for(self, row: int) -> Window | None:
+        starts = [int(file.stem) for file in self.path.glob("*.arrow")]
+        start = max((start for start in starts if start <= row), default=None)
+        if start is None:
+            return None
+        window = Window(start, ConversationSet(window_file(self.path, start)))
+        return window if row in window else None
 
 
 def window_file(folder: Path, start: int) -> Path:

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -21,6 +22,8 @@ from rlflow.rollout.completions import GroupRequest, GroupSummary
 from rlflow.spec.jobs import InferJob
 
 _REPORT_EVERY_S = 5.0
+_MOST_LOSSES = 5
+"""Answers of a row that may be lost; then the row has failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,7 @@ class InferLoop:
     _asked: dict[int, tuple[Row, Question]] = field(default_factory=dict)
     _lost: list[RowNumber] = field(default_factory=list)
     """Rows whose answers are gone with a node."""
+    _losses: Counter[int] = field(default_factory=Counter)
     _finishing: set[asyncio.Task[None]] = field(default_factory=set)
     _speed: "Speed" = field(default_factory=lambda: Speed())
     _row_ids: list[str] = field(default_factory=list)
@@ -131,8 +135,8 @@ class InferLoop:
                 texts = await self.decode(arrays)
             else:
                 scores, texts = await self.score(row, question, arrays)
-        except GroupLost:
-            self._lost.append(number)
+        except GroupLost as error:
+            self._lose(number, str(error))
             return
         columns = dict(row.columns)
         if (given := given_answer(row.messages, self.spec.data)) is not None:
@@ -149,6 +153,15 @@ class InferLoop:
         self.files.write(*records_of(answered, self.spec.infer))
         self._speed.add(summary, scores)
         self._report_sometimes()
+
+    def _lose(self, number: RowNumber, reason: str) -> None:
+        """The row is asked again, unless it was lost too often."""
+        self._losses[number.slot] += 1
+        if self._losses[number.slot] == _MOST_LOSSES:
+            self._refuse(number, f"its answers were lost {_MOST_LOSSES} times: {reason}")
+            return
+        self.journal.note(f"{self.rows.origin(number.slot)}: its answers are lost, it is asked again: {reason}")
+        self._lost.append(number)
 
     async def _room(self) -> None:
         """Wait until few enough groups wait for their rewards; raise what went wrong with one."""

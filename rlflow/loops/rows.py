@@ -1,5 +1,6 @@
 """Training on tokenised rows with the learner alone: the loop that all such kinds share."""
 
+import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -50,7 +51,7 @@ class RowLoop(ABC):
         stopping = self.spec.run.early_stopping
         while self.state.step < self.total_steps and stop_reason(self.state, stopping) is None:
             step, clock = self.state.step + 1, self.journal.clock()
-            rows = self.order.rows(self.state.cursor, self.spec.batch_size)
+            rows = await asyncio.to_thread(self.order.rows, self.state.cursor, self.spec.batch_size)  # a stream may have to wait
             with clock.phase("learn"):
                 rate = learning_rate(self.spec.learner, self.state.step, self.total_steps)
                 metrics = await self.train_rows(rows, rate)

@@ -13,7 +13,7 @@ _SourcesInput = str | SourceSpec | Annotated[tuple[str | SourceSpec, ...], Field
 
 
 class MixSpec(Spec):
-    """Sources mixed by probability (`datasets.interleave_datasets`), seeded by `data.seed`."""
+    """Sources mixed by probability (`datasets.interleave_datasets`; in a stream row by row), seeded by `data.seed`."""
 
     weights: tuple[Annotated[float, Field(gt=0)], ...] = Field(min_length=1)
     """How often each source is drawn from, relative to the others; one for each source."""

@@ -230,7 +230,7 @@ class InferJob(Job):
 _ONLY_TRAINING = {
     "run": ("save_every", "keep_checkpoints", "keep_best", "keep_only_models", "early_stopping", "log_completions_every"),
     "model": ("lora", "experts_implementation"),
-    "data": ("held_out", "max_tokens", "overlong", "loss", "loss_weights", "ignore_empty_think"),
+    "data": ("held_out", "max_tokens", "overlong", "loss", "loss_weights", "ignore_empty_think", "streaming"),
 }
 
 AnyJob = Annotated[SftJob | GrpoJob | PpoJob | GkdJob | DpoJob | KtoJob | RewardModelJob | InferJob, Field(discriminator="kind")]

@@ -175,6 +175,7 @@ def process_group(leader: int) -> set[int]:
 
 def _serve(pipe: Any, open_context: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     os.setsid()
+    os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1")
     asyncio.run(_serve_tasks(pipe, open_context, arguments))
 
 

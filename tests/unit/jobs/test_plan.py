@@ -133,3 +133,20 @@ def test_a_judge_must_fit_its_gpus():
     assert plan_job(parse_job(job), parse_devices("2x80")).problems == []
     judge["engine"] = {"tensor_parallel_size": 2}
     assert plan_job(parse_job(job), parse_devices("3x40")).problems == []
+
+
+def test_kernels_of_gpus_are_refused_on_a_processor():
+    job = {
+        **{
+            "kind": "sft",
+            "run": {"name": "a"},
+            "model": {"path": "Qwen/Qwen3-0.6B"},
+            "data": {"sources": ["org/rows"]},
+            "steps": 1,
+        },
+        **{"learner": {"liger_kernel": True}},
+    }
+    assert plan_job(parse_job(job), Devices("cpu", 2, 1000.0)).problems == [
+        "learner.liger_kernel: the kernels need a GPU; set it to auto"
+    ]
+    assert plan_job(parse_job(job), parse_devices("1x80")).problems == []

@@ -1,13 +1,13 @@
 """The files and data sets of sources that are streamed."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlflow.data.files import list_files, stream_file
+from rlflow.data.files import check_json, list_files, stream_file
 from rlflow.data.rows import Format
 from rlflow.data.sources import (
     Detect,
@@ -49,29 +49,35 @@ class StreamPart:
     num_held_out: int = 0
 
     def first(self, count: int | None) -> list[Drawn]:
-        """Its first rows, or all. Raises `DataError` if there are fewer."""
-        rows = list(islice(self._read(self.open(), 0), count))
-        if count is not None and len(rows) < count:
-            raise DataError(f"{self.name}: has {len(rows)} rows, but {count} are to be held out")
-        return rows
+        """At most `count` of its first rows, or all. Raises `DataError`."""
+        return [] if count == 0 else list(islice(self._read(self.open, 0), count))
 
     def rest(self, position: int, state: dict[str, Any] | None) -> tuple["IterableDataset", Iterator[Drawn]]:
         """The streamed rows from `position` on, where the data set's own state was `state`; and the data set, which knows it."""
         rows = self.open().skip(self.num_held_out)
         if state is not None:
             rows.load_state_dict(state)
-        return rows, self._read(rows, self.num_held_out + position)
+        return rows, self._read(lambda: rows, self.num_held_out + position)
 
-    def _read(self, rows: Iterable[dict[str, Any]], number: int) -> Iterator[Drawn]:
-        from datasets.exceptions import DatasetsError
+    def _read(self, load: Open, number: int) -> Iterator[Drawn]:
+        for row in read_stream(self.name, load, number):
+            number += 1
+            yield Drawn(self, number, row)
 
-        try:
-            for row in rows:
-                number += 1
-                yield Drawn(self, number, row)
-        except (DatasetsError, ValueError, OSError) as error:
-            reason = str(error.__cause__ or error).partition("\n")[0]
-            raise DataError(f"{self.name}: cannot be read after row {number}: {reason}") from None
+
+def read_stream(name: str, load: Open, number: int = 0) -> Iterator[dict[str, Any]]:
+    """Rows of a stream, of which `number` were read before. Raises `DataError`; of a JSON file it names the row."""
+    from datasets.exceptions import DatasetsError
+
+    try:
+        for row in load():
+            number += 1
+            yield row
+    except (DatasetsError, ValueError, TypeError, OSError, NotImplementedError, RuntimeError) as error:
+        if Path(name).suffix in (".json", ".jsonl"):
+            check_json(Path(name))
+        reason = str(error.__cause__ or error).partition("\n")[0]
+        raise DataError(f"{name}: cannot be read after row {number}: {reason}") from None
 
 
 def open_parts(spec: DataSpec, cache_dir: Path, detect: Detect) -> Iterator[StreamPart]:
@@ -104,7 +110,7 @@ def _open_part(name: str, load: Open, source: FileSource | HubSource, number: in
 
 def _columns(name: str, load: Open) -> list[str]:
     """Those of the first row."""
-    first = next(iter(load()), None)
+    first = next(read_stream(name, load), None)
     if first is None:
         raise DataError(f"{name}: has no rows")
     return list(first)

@@ -6,8 +6,8 @@ from datasets import Dataset
 
 from rlflow.data.formats import detect_training_format
 from rlflow.data.loss_weights import encode_conversation
-from rlflow.data.stream import open_stream
-from rlflow.data.streamed import StreamedConversations
+from rlflow.data.stream import RowStream, open_stream
+from rlflow.data.streamed_conversations import StreamedConversations, forget_windows
 from rlflow.data.windows import Windows
 from rlflow.errors import DataError
 from rlflow.spec.data import DataSpec
@@ -62,8 +62,14 @@ def test_a_mix_draws_from_sources_by_weight_and_starts_each_anew(tmp_path, files
     assert {second.count(number) for number in range(100, 110)} <= {len(second) // 10, len(second) // 10 + 1}
 
 
-@pytest.mark.parametrize("fields", [{}, {"mix": {"weights": (1, 2)}}])
-def test_a_stream_goes_on_from_any_state(tmp_path, files, fields):
+@pytest.mark.parametrize("fields", [{}, {"mix": {"weights": (1, 2)}}, {"held_out": 3, "mix": {"weights": (5, 1)}}])
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
+def test_a_stream_goes_on_from_any_state(tmp_path, files, fields, suffix):
+    if suffix != "jsonl":
+        for number, (first, count) in enumerate(((0, 25), (100, 10))):
+            files[number] = str(tmp_path / f"{number}.{suffix}")
+            table = Dataset.from_list(rows_from(first, count))
+            table.to_csv(files[number]) if suffix == "csv" else table.to_parquet(files[number])
     stream, _, _ = open_(tmp_path, *files, **fields)
     states, windows = [], []
     for number in range(8):
@@ -110,7 +116,7 @@ def test_generated_rows_are_streamed_too(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"sources": ("{a}",), "held_out": 26}, r"a.jsonl: has 25 rows, but 26 are to be held out"),
+        ({"sources": ("{a}",), "held_out": 26}, r"data.sources\[0\]: has 1 rows fewer than are to be held out"),
         ({"sources": ("{a}",), "held_out": 25}, r"a.jsonl: no row is left to train on"),
         ({"sources": ({"type": "file", "path": "{a}", "held_out": "all"},)}, "data.held_out: no row is left to train on"),
         ({"sources": ("nothing.jsonl",)}, r"data.sources\[0\].path: there is no file nothing.jsonl"),
@@ -134,9 +140,48 @@ def test_what_cannot_be_streamed_is_said(tmp_path, files, fields, message):
 def test_a_file_that_breaks_off_is_named_with_the_row(tmp_path):
     path = tmp_path / "rows.csv"
     path.write_text("query,response\n" + "1+1,2\n" * 20_000 + "1+1,2,3,4\n")
-    stream, _, _ = open_(tmp_path, str(path), buffer_rows=15_000)
-    with pytest.raises(DataError, match=r"rows.csv: cannot be read after row \d+: .*"):
-        stream.read(0), stream.read(1)
+    stream, _, _ = open_(tmp_path, str(path), buffer_rows=9_000)
+    stream.read(0)
+    with pytest.raises(DataError, match=r"rows.csv: cannot be read after row \d0000: Error tokenizing data"):
+        for window in (1, 2):
+            stream.read(window)
+
+
+@pytest.mark.parametrize("good", [3, 11_000])
+def test_the_bad_row_of_a_json_file_is_named(tmp_path, good):
+    """At the beginning, or after the first 10 MB."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f'{{"query": "1+1", "response": "{1000 * "2"}"}}\n' * good + '{"query": \n')
+    with pytest.raises(DataError, match=rf"rows.jsonl, row {good + 1}: not valid JSON"):
+        stream, _, _ = open_(tmp_path, str(path), buffer_rows=good + 1)
+        stream.read(0)
+
+
+def test_columns_that_are_not_trained_on_may_hold_anything(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"query": "1", "response": "2", "x": x}) + "\n" for x in ({"a": 1}, {"b": [2]}, None)))
+    stream, _, _ = open_(tmp_path, str(path), buffer_rows=3)
+    assert [len(messages) for messages in stream.read(0).read(range(3))] == [2, 2, 2]
+
+
+def test_held_out_rows_may_fill_several_files(tmp_path):
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    for number in range(4):
+        (folder / f"{number}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows_from(10 * number, 3)))
+    stream, held_out, _ = open_(tmp_path, str(folder), held_out=7, buffer_rows=5, shuffle=False)
+    assert numbers(held_out) == [0, 1, 2, 10, 11, 12, 20]
+    assert numbers(stream.read(0)) == [21, 22, 30, 31, 32]
+
+
+def test_a_source_that_was_not_drawn_since_it_was_restored_keeps_its_place(tmp_path, files):
+    stream, _, _ = open_(tmp_path, *files, mix={"weights": (1, 1e-9)}, buffer_rows=5)
+    second = stream._chains[1]
+    assert [second.draw().number for _ in range(4)] == [1, 2, 3, 4]
+    for _ in range(3):
+        stream.restore(json.loads(json.dumps(stream.state())))
+        stream.read(0)
+    assert second.draw().number == 5
 
 
 def streamed(tmp_path, characters, *sources, **fields):
@@ -168,6 +213,26 @@ def test_a_rank_reads_the_files_that_are_there(tmp_path, files, characters):
         rows = conversations.rows(start, 12)
         assert content(rank, rows) == content(conversations, rows)
         assert rank.label(rows[0]) == 0.0
+
+
+def test_every_window_is_read_once_and_ahead(tmp_path, files, characters, monkeypatch):
+    conversations, _ = streamed(tmp_path, characters, *files)
+    reads, read = [], RowStream.read
+    monkeypatch.setattr(RowStream, "read", lambda stream, window: reads.append(window) or read(stream, window))
+    for start in range(0, 40, 4):
+        conversations.rows(start, 4)
+    assert conversations._ahead is not None
+    assert conversations._ahead[1].result() == 50
+    assert reads == [1, 2, 3, 4]
+
+
+def test_windows_of_other_rows_are_not_used(tmp_path, files, characters):
+    conversations, _ = streamed(tmp_path, characters, files[0])
+    self_cognition = {"type": "self_cognition", "author": "A"}
+    folders = {streamed(tmp_path, characters, self_cognition, model_name=name)[0].path for name in "XY"}
+    assert len(folders) == 2
+    forget_windows(tmp_path / "tokens")
+    assert not conversations.path.exists()
 
 
 def test_windows_that_were_trained_on_are_removed(tmp_path, files, characters):
@@ -221,8 +286,17 @@ def test_a_bad_row_is_named_when_it_is_reached(tmp_path, characters):
 def test_the_first_window_is_checked_at_once(tmp_path, characters):
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows_from(0, 3)))
-    with pytest.raises(DataError, match="every row is longer than 2 tokens"):
+    with pytest.raises(DataError, match=r"no row of .*rows.jsonl is within 2 tokens"):
         streamed(tmp_path, characters, str(path), max_tokens=2, overlong="drop")
+
+
+def test_a_window_without_a_row_is_left_out(tmp_path, characters):
+    path = tmp_path / "rows.jsonl"
+    lengths = [50] * 5 + [3] * 5 + [60] * 10 + [4] * 5
+    path.write_text("".join(json.dumps({"query": "1", "response": "2" * length}) + "\n" for length in lengths))
+    conversations, _ = streamed(tmp_path, characters, str(path), buffer_rows=5, max_tokens=40, overlong="drop", shuffle=False)
+    rows = conversations.rows(0, 15)
+    assert [int(weights.sum()) for _, weights in map(conversations.__getitem__, rows)] == [4] * 5 + [5] * 5 + [4] * 5
 
 
 def test_shuffling_does_not_depend_on_numpy_global_state(tmp_path, files):
