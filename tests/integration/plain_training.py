@@ -59,7 +59,7 @@ def plain_training(model_path: str, batch: StoredBatch, loss_type: str, spec: Le
     model = load_plain(model_path)
     with torch.no_grad():
         scores = {number: plain_scores(model, sequence) for number, sequence in batch.sequences.items()}
-    optimizer = _adamw(model, spec)
+    optimizer = plain_adamw(model, spec)
     metrics = []
     steps = [sorted(step.token_weights) for step in batch.plan.plan.steps]
     for members in steps:
@@ -123,7 +123,7 @@ def _token_weights(loss_type: str, members: Sequence[int], batch: StoredBatch, n
     return {number: weight(number) for number in members}
 
 
-def _adamw(model: Any, spec: LearnerSpec) -> torch.optim.Optimizer:
+def plain_adamw(model: Any, spec: LearnerSpec) -> torch.optim.Optimizer:
     """Weight decay on matrices only."""
     settings = spec.optimizer
     groups = [
