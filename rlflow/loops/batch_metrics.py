@@ -27,6 +27,7 @@ def sampling_metrics(groups: Sequence[GroupHandle], batch: PolicyBatch) -> dict[
         ),
         **{f"reward_{name}_mean": mean for name, mean in _reward_means(groups).items()},
         "reward_failed_fraction": _failed_fraction(groups),
+        **_failed_fractions(groups),
         "groups_dropped_fraction": batch.groups_dropped_fraction,
         "completion_tokens_mean": statistics.fmean(lengths),
         "completion_clipped_fraction": statistics.fmean(reason == "length" for reason in reasons),
@@ -105,6 +106,14 @@ def _reward_values(groups: Sequence[GroupHandle]) -> dict[str, list[float]]:
                 if value is not None:
                     values.setdefault(name.lower(), []).append(value)
     return values
+
+
+def _failed_fractions(groups: Sequence[GroupHandle]) -> dict[str, float]:
+    """Of each reward: a judge's answers without a number are among its failures."""
+    scores = [score for group in groups for score in group.scores]
+    failed = [{failure.reward for failure in score.failures} for score in scores]
+    names = dict.fromkeys(name for score, each in zip(scores, failed, strict=True) for name in (*score.by_name, *sorted(each)))
+    return {f"reward_{name.lower()}_failed_fraction": statistics.fmean(name in each for each in failed) for name in names}
 
 
 def _failed_fraction(groups: Sequence[GroupHandle]) -> float:

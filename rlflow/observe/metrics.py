@@ -72,6 +72,7 @@ METRICS: dict[str, str] = {
 """Every fixed name and its meaning with unit."""
 
 PATTERNS: dict[str, str] = {
+    r"reward_[a-z0-9_]+_failed_fraction": "samples of which one reward failed / samples",
     r"reward_[a-z0-9_]+_mean": "mean of one reward, unweighted, over the samples that have it",
     r"eval_[a-z0-9_]+": "a figure of the held-out evaluation",
     r"gpu_memory_gib_[a-z0-9_]+": "memory in use on the first GPU by all processes, at the end of a phase, GiB",
