@@ -58,8 +58,8 @@ def _read_rows(job: Job, earlier_runs: Sequence[str]) -> JobRows | None:
         return None
     run = RunDirectory(f"{job.run.dir}/{job.run.name}")
     parts = load_rows(job, run)
-    if job.data.streaming is not None and run.latest_checkpoint() is None:
-        forget_windows(cache_dir(run))
+    if job.data.streaming is not None:
+        _renew_stream(run)
     if job.model.from_run in earlier_runs:
         for rows in parts:
             read = rows.first_window() if isinstance(rows, RowStream) else rows
@@ -74,6 +74,13 @@ def _read_rows(job: Job, earlier_runs: Sequence[str]) -> JobRows | None:
         if model.from_run not in earlier_runs:
             check_vocabulary(fetch_model(model, Path(job.run.dir), field), tokenizer, field)
     return parts
+
+
+def _renew_stream(run: RunDirectory) -> None:
+    """Until something was trained on it, a stream is read anew. Raises `UserError` if another driver is reading it."""
+    with run.lock():
+        if run.latest_checkpoint() is None:
+            forget_windows(cache_dir(run))
 
 
 def check_jobs(jobs: Sequence[Job], machine: Machine) -> None:

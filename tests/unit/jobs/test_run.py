@@ -184,3 +184,25 @@ def test_another_spec_under_the_same_name(finished, capsys):
     assert run.main([str(finished), "steps=7"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("run.name: ") and "other at steps" in line
+
+
+def test_streamed_rows_are_checked_too_and_read_anew_until_something_was_trained(folder, refused):
+    data = {**rows(folder, chat("1+1"), {"messages": "x"}), "streaming": {"buffer_rows": 2}}
+    assert re.search(r"rows.jsonl, row 2: ", refused(sft_spec(data=data)))
+    rows(folder, chat("1+1"), chat("1+2"), {"messages": "x"})
+    spec = sft_spec(data={**data, "streaming": {"buffer_rows": 3}})
+    assert re.search(r"rows.jsonl, row 3: ", refused(spec))
+    rows(folder, chat("1+1"), chat("1+2" * 99), chat("1"))
+    assert re.search(r"rows.jsonl, row 2: .* more than data.max_tokens", refused(spec)), "not the rows of the start before"
+
+
+def test_a_second_driver_leaves_the_windows_of_the_first_alone(folder, refused):
+    data = {**rows(folder, chat("1+1"), chat("1+2")), "streaming": {"buffer_rows": 2}}
+    spec = sft_spec(data=data)
+    first = RunDirectory(folder / "runs" / spec["run"]["name"])
+    window = first.path / "data" / "stream-x" / "000000000000.arrow"
+    window.parent.mkdir(parents=True)
+    window.touch()
+    with first.lock():
+        assert "is writing this run" in refused(spec)
+    assert window.exists()
