@@ -106,7 +106,8 @@ def chat_options(flags: Mapping[str, Any]) -> "ChatOptions":
     try:
         settings = GenerationSpec.model_validate(values)
     except ValidationError as error:
-        lines = [f"--{_flag_of(str(item['loc'][0]))}: {item['msg']}" for item in error.errors()]
+        items = [item for item in error.errors() if item["type"] != "literal_error"]  # auto is for specs: flags are numbers
+        lines = [f"--{_flag_of(str(item['loc'][0]))}: {item['msg']}" for item in items]
         raise SpecError("\n".join(lines)) from None
     if flags["dtype"] not in (None, "bfloat16", "float16", "float32"):
         raise SpecError(f"--dtype: {flags['dtype']!r} is none of bfloat16, float16 and float32")

@@ -1,7 +1,7 @@
 """Critic and policy of PPO train like plain PyTorch, however the batch is cut up, and whoever holds the device."""
 
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ pytestmark = pytest.mark.integration
 
 RATE, CRITIC_RATE = 3e-3, 2e-3
 PPO = PpoSpec(gamma=0.97, gae_lambda=0.9, kl_coefficient=0.5, value_clip_range=0.05, epsilon=0.1)
+SETTINGS = {"default": PPO, "k3, whitened": PPO.model_copy(update={"kl_estimator": "k3", "whiten_rewards": True})}
 ROUNDS, STEPS, EPOCHS = 2, 2, 2
 
 
@@ -36,6 +37,11 @@ class Case:
     zero_stage: Any = 1
     takes_turns: bool = False
     lora: LoraSpec | None = None
+    settings: str = "default"
+
+    @property
+    def ppo(self) -> PpoSpec:
+        return SETTINGS[self.settings]
 
     @property
     def learner(self) -> LearnerSpec:
@@ -68,8 +74,9 @@ def model(tmp_path_factory) -> str:
 
 
 @pytest.fixture(scope="module")
-def expected(model) -> list[dict[str, float]]:
-    return plain_ppo(model, Case(model).batch, Case(model).learner)
+def expected(model) -> Any:
+    """Plain training by settings, each once."""
+    return cache(lambda settings: plain_ppo(Case(model, settings=settings)))
 
 
 @pytest.mark.parametrize(
@@ -81,6 +88,7 @@ def expected(model) -> list[dict[str, float]]:
         {"ranks": 2},
         {"ranks": 2, "micro_batch_tokens": 4096, "packing": False, "zero_stage": 2, "takes_turns": True},
         {"ranks": 2, "zero_stage": 3},
+        {"ranks": 2, "settings": "k3, whitened"},
     ],
     ids=str,
 )
@@ -88,8 +96,9 @@ def test_equal_to_plain_training(model, groups, expected, cut):
     case = Case(model, **cut)
     results = groups[case.ranks].run(train, case)
     assert all(result == results[0] for result in results), "ranks disagree"
-    assert len(results[0]) == len(expected) == ROUNDS * STEPS * EPOCHS
-    for step, plain_step in zip(results[0], expected, strict=True):
+    plain = expected(case.settings)
+    assert len(results[0]) == len(plain) == ROUNDS * STEPS * EPOCHS
+    for step, plain_step in zip(results[0], plain, strict=True):
         # a mean of whitened advantages nearly cancels; what it is made of has the size of 1
         assert {name: step[name] for name in plain_step} == pytest.approx(plain_step, rel=1e-5, abs=1e-5)
 
@@ -146,7 +155,7 @@ def step_on(roles: Roles, case: Case, *, warms_up: bool = False) -> list[dict[st
     sequences = {i: batch.sequences[i] for i in mine}
     rewards = {i: batch.plan.samples[i].advantage for i in mine}
     rates = [] if warms_up else [RATE] * len(steps)
-    return train_ppo(roles, steps, sequences, rewards, PPO, rates, [CRITIC_RATE] * len(steps))
+    return train_ppo(roles, steps, sequences, rewards, case.ppo, rates, [CRITIC_RATE] * len(steps))
 
 
 def train(rank: Rank, case: Case) -> list[dict[str, float]]:
@@ -177,9 +186,10 @@ def load_train(rank: Rank, case: Case, directory: Any) -> list[dict[str, float]]
 # ---- the same with transformers and torch alone, formulas spelled out
 
 
-def plain_ppo(path: str, batch: StoredBatch, spec: LearnerSpec) -> list[dict[str, float]]:
+def plain_ppo(case: Case) -> list[dict[str, float]]:
     from transformers import AutoModelForSequenceClassification
 
+    path, batch, spec = case.model, case.batch, case.learner
     policy, reference = load_plain(path), load_plain(path)
     critic = AutoModelForSequenceClassification.from_pretrained(
         path, dtype=torch.float32, attn_implementation="eager", num_labels=1
@@ -190,11 +200,16 @@ def plain_ppo(path: str, batch: StoredBatch, spec: LearnerSpec) -> list[dict[str
     for _ in range(ROUNDS):
         with torch.no_grad():
             old = {i: plain_logprobs(policy, s) for i, s in batch.sequences.items()}
-            kl = {i: old[i] - plain_logprobs(reference, s) for i, s in batch.sequences.items()}
+            ratios = {i: old[i] - plain_logprobs(reference, s) for i, s in batch.sequences.items()}
+            kl = ratios if case.ppo.kl_estimator == "k1" else {i: ((-r).exp() + r - 1).clamp(max=10) for i, r in ratios.items()}
             values = {i: _values(critic, s) for i, s in batch.sequences.items()}
         rewards = {i: -PPO.kl_coefficient * kl[i] for i in kl}
         for i in rewards:
             rewards[i][-1] += batch.plan.samples[i].advantage
+        if case.ppo.whiten_rewards:
+            scale = torch.cat(list(rewards.values())).std()
+            shift = torch.cat(list(rewards.values())).mean()
+            rewards = {i: (r - shift) / scale + shift for i, r in rewards.items()}
         advantages = {i: _gae(rewards[i], values[i]) for i in rewards}
         returns = {i: advantages[i] + values[i] for i in advantages}
         flat, flat_returns = torch.cat(list(advantages.values())), torch.cat(list(returns.values()))

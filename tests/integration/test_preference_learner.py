@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rlflow.algorithms.kto_loss import KtoLoss, mismatched_kl
-from rlflow.algorithms.pair_losses import PairObjective, Sft, Sigmoid
+from rlflow.algorithms.pair_losses import PairObjective, Plugin, Sft, Sigmoid
 from rlflow.algorithms.reward_model_loss import RewardModelLoss
 from rlflow.data.characters import build_character_tokenizer
 from rlflow.learner.sequences import TrainSequence
@@ -24,11 +24,14 @@ pytestmark = pytest.mark.integration
 RELATIVE = 1e-5
 LEARNING_RATE = 3e-3
 BETA, ALPHA, CENTER = 0.3, 0.5, 0.1
+ROWS = 10
 OBJECTIVES = {
     "dpo": PairObjective(((Sigmoid(BETA), 1.0), (Sft(), ALPHA))),
     "kto": KtoLoss(BETA, 1.2, 0.8),
     "rm": RewardModelLoss(CENTER),
 }
+DPO_PLUGIN = PairObjective(((Plugin(f"{__name__}:dpo_of_pairs", {"beta": BETA, "alpha": ALPHA}), 1.0),))
+"""That of dpo, as a user would write it."""
 STEPS = 2
 """On the same batch: the second has a policy that differs from the reference."""
 
@@ -37,7 +40,7 @@ def sequences() -> list[TrainSequence]:
     """Twenty: ten pairs, or ten labelled answers each followed by a mismatched one."""
     random = np.random.default_rng(5)
     found = []
-    for _ in range(10):
+    for _ in range(ROWS):
         prompt, label = random.integers(3, 60, random.integers(3, 10)), float(random.integers(0, 2))
         for _ in range(2):
             answer = random.integers(3, 60, random.integers(2, 30))
@@ -59,6 +62,10 @@ class Case:
     ranks: int = 1
     micro_batch_tokens: int = 128
     packing: bool = True
+    objective: Any = None
+    """None: that of the kind."""
+    rows: tuple[int, ...] = tuple(range(ROWS))
+    """Of the data, in the order of the step."""
 
     @property
     def learner(self) -> LearnerSpec:
@@ -108,9 +115,38 @@ def test_cutting_the_batch_changes_nothing(models, groups, expected, kind, ranks
     for metrics, _ in results:
         for ours, plain in zip(metrics, plain_metrics, strict=True):
             assert {name: ours[name] for name in plain} == pytest.approx(plain, rel=RELATIVE, abs=RELATIVE)
-    weights = results[0][1]
+    check_weights(results[0][1], plain_weights)
+
+
+def check_weights(weights, plain_weights):
     for name, weight in plain_weights.items():
         np.testing.assert_allclose(weights[name], weight, rtol=RELATIVE, atol=2 * RELATIVE, err_msg=name)
+
+
+def dpo_of_pairs(pairs, beta, alpha):
+    margins = pairs.chosen_P - pairs.reference_chosen_P - (pairs.rejected_P - pairs.reference_rejected_P)
+    return torch.log1p(torch.exp(-beta * margins)) - alpha * pairs.chosen_P / pairs.chosen_tokens_P
+
+
+def test_a_plugin_trains_on_what_the_losses_here_do(models, groups, expected):
+    metrics, weights = groups[1].run(train, Case("dpo", models["dpo"], objective=DPO_PLUGIN))[0]
+    plain_metrics, plain_weights = expected("dpo")
+    for ours, plain in zip(metrics, plain_metrics, strict=True):
+        assert (ours["loss"], ours["grad_norm"]) == pytest.approx((plain["loss"], plain["grad_norm"]), rel=RELATIVE)
+        # its rewards are log-ratios
+        assert BETA * ours["reward_margin_mean"] == pytest.approx(plain["reward_margin_mean"], rel=RELATIVE, abs=RELATIVE)
+    check_weights(weights, plain_weights)
+
+
+def test_the_order_of_a_step_means_nothing_to_kto(models, groups):
+    shuffled = tuple(np.random.default_rng(2).permutation(ROWS).tolist())
+    case = Case("kto", models["kto"], ranks=2)
+    (metrics, weights), (others, other_weights) = (
+        groups[2].run(train, replace(case, rows=rows))[0] for rows in (case.rows, shuffled)
+    )
+    for step, other in zip(metrics, others, strict=True):
+        assert other == pytest.approx(step, rel=RELATIVE, abs=RELATIVE)
+    check_weights(other_weights, weights)
 
 
 @pytest.mark.parametrize(("ranks", "stage"), [(2, 3), (1, 1)])
@@ -150,18 +186,19 @@ def train_adapters_and_save(rank: Rank, case: Case, stage: Any, directory: Any) 
 
 def train(rank: Rank, case: Case) -> Any:
     """As the learner's actor does it."""
-    objective: Any = OBJECTIVES[case.kind]
+    objective: Any = case.objective or OBJECTIVES[case.kind]
     role = "value" if case.kind == "rm" else "policy"
     learner = rank.build(
         ModelSpec(path=case.model, dtype="float32"), case.learner, role=role, keep_reference=objective.needs_reference
     )
     data = dict(enumerate(DATA))
-    count = len(DATA) // 2
+    firsts, seconds = [2 * row for row in case.rows], [2 * row + 1 for row in case.rows]
     if case.kind == "kto":
-        planned = plan_sequences(TOKENS, range(0, 2 * count, 2), case.learner, 1 / count)
-        mismatched = plan_sequences(TOKENS, range(1, 2 * count, 2), case.learner)
+        planned = plan_sequences(TOKENS, firsts, case.learner, 1 / ROWS)
+        mismatched = plan_sequences(TOKENS, seconds, case.learner)
     else:
-        planned, mismatched = plan_sequences(TOKENS, range(2 * count), case.learner, 1 / count, in_pairs=True), None
+        both = [sequence for row in zip(firsts, seconds, strict=True) for sequence in row]
+        planned, mismatched = plan_sequences(TOKENS, both, case.learner, 1 / ROWS, in_pairs=True), None
     metrics = []
     for _ in range(STEPS):
         if mismatched is not None:

@@ -122,7 +122,9 @@ def test_gdpo_leaves_a_missing_reward_out_of_its_sample_alone():
 @pytest.mark.parametrize(
     ("estimator", "scale"),
     [
+        ("grpo", "group"),
         ("grpo", "batch"),
+        ("grpo", "none"),
         ("rloo", "none"),
         ("rloo", "group"),
         ("rloo", "batch"),

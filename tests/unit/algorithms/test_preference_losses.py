@@ -26,6 +26,7 @@ from rlflow.algorithms.pair_losses import (
 )
 from rlflow.algorithms.pairs import Pairs
 from rlflow.algorithms.reward_model_loss import RewardModelLoss
+from rlflow.errors import UserError
 
 COUNTS = (3, 2, 1, 4, 2, 2)  # three pairs
 GENERATOR = torch.Generator().manual_seed(3)
@@ -228,9 +229,18 @@ def squared_margin(pairs, scale=1.0):
 def test_a_plugin_is_a_function_of_pairs():
     loss = Plugin(f"{__name__}:squared_margin", {"scale": 2.0})
     assert loss(PAIR).tolist() == [32.0]
-    wrong = Plugin("torch:tensor", {})
-    with pytest.raises((TypeError, RuntimeError)):
-        wrong(PAIR)
+
+
+def returned(pairs, value):
+    return value
+
+
+@pytest.mark.parametrize("value", [None, 1.5, [1.5], tensor(1.5).sum(), tensor(1.5, 2.5), tensor(1.5)[None]], ids=str)
+def test_a_plugin_that_returns_something_else_is_named_in_one_line(value):
+    target = f"{__name__}:returned"
+    with pytest.raises((TypeError, UserError)) as caught:
+        Plugin(target, {"value": value})(PAIR)
+    assert str(caught.value) == f"{target} must return one loss a pair, a tensor of shape (1,)"
 
 
 # ---- KTO

@@ -9,6 +9,7 @@ import pytest
 from rlflow.convert import flags
 from rlflow.convert.convert import TABLES, convert
 from rlflow.errors import UserError
+from rlflow.spec.data import StreamingSpec
 from rlflow.spec.load import parse_job
 
 SFT = "swift sft --model org/m --tuner_type full --dataset org/d --max_length 100 --output_dir o"
@@ -231,6 +232,17 @@ def test_what_is_held_out():
 def test_mixing():
     mixed = data("--interleave_prob 0.7 0.3 --stopping_strategy all_exhausted", given="org/d org/e")
     assert mixed["mix"] == {"weights": [0.7, 0.3], "stop": "all_exhausted"}
+
+
+def test_streaming():
+    flags = "--streaming true --shuffle_buffer_size 500 --max_steps 10"
+    job = document(f"{SFT} {flags}")
+    assert (job["data"]["streaming"], job["steps"]) == ({"buffer_rows": 500}, 10)
+    assert parse_job(job).data.streaming == StreamingSpec(buffer_rows=500)
+    grpo = f"{BASES['grpo']} {flags}"
+    assert "streaming" not in document(grpo)["data"]
+    assert "no equivalent: --streaming true: a job of kind grpo loads its rows first" in notes(grpo)
+    assert "no equivalent: --shuffle_buffer_size 500: rows are shuffled as a whole" in notes(grpo)
 
 
 @pytest.mark.parametrize(("strategy", "overlong"), [("delete", "drop"), ("left", "truncate_left"), ("right", "truncate_right"),

@@ -4,12 +4,15 @@
 """
 
 import json
+import shlex
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.main import get_command
 
+from rlflow.cli import app
 from rlflow.convert.convert import Converted, convert
 from rlflow.data.characters import build_character_tokenizer
 from rlflow.data.sources import load_sources
@@ -24,6 +27,15 @@ from rlflow.spec.rewards import AccuracySpec
 COMMANDS = Path(__file__).with_name("commands")
 SPECS = ("distill", "full_sft", "grpo", "megatron", "self_awareness")
 OTHERS = ("chat_adapter", "chat_no_thinking", "chat_thinking", "merge", "push")
+
+PARSED = {
+    "chat_adapter": {"model": "<model>", "adapter": "output/vx-xxx/checkpoint-xxx", "temperature": 0.0, "max_tokens": 2048},
+    "chat_no_thinking": {"model": "Qwen/Qwen3-8B", "response_prefix": "<think>\\n\\n</think>\\n\\n", "max_model_tokens": 8192},
+    "chat_thinking": {"model": "Qwen/Qwen3-8B", "response_prefix": "", "max_tokens": 2048, "max_model_tokens": 8192},
+    "merge": {"source": "output/checkpoint-xxx", "merge": True, "output": Path("output/checkpoint-xxx-merged"), "push": None},
+    "push": {"source": "output/checkpoint-xxx", "merge": False, "push": "<hub-model-id>", "hub": "modelscope", "token": None},
+}
+"""What the command-line parser makes of them."""
 
 
 def converted(name: str, gpus: int | None = None) -> Converted:
@@ -53,6 +65,22 @@ def test_what_it_becomes(name):
     comment, _, result = str(converted(name)).partition("\n")
     assert comment.startswith("# ")
     assert result == (COMMANDS / f"{name}.txt").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_it_is_a_command_line_of_rlflow(name):
+    """Every word is taken by the verb's own parser: an unknown verb, flag or value would raise."""
+    given = command_line(name)
+    assert {flag: given[flag] for flag in PARSED[name]} == PARSED[name]
+
+
+def command_line(name: str) -> dict[str, Any]:
+    """Values by parameter of the printed words, read by the command that they call, which is not run."""
+    _, _, printed = str(converted(name)).partition("\n")
+    program, verb, *words = shlex.split(printed)
+    assert program == "rlflow"
+    group: Any = get_command(app)
+    return group.commands[verb].make_context(verb, words).params
 
 
 @pytest.mark.parametrize("name", SPECS)

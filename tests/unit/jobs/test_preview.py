@@ -1,9 +1,11 @@
 """`rlflow data` as its user sees it, through a pipe."""
 
 import json
+from functools import partial
 
 import pytest
 import yaml
+from rich.console import Console
 
 from rlflow.jobs.preview import preview_specs
 
@@ -44,6 +46,17 @@ def test_rows_are_shown_with_what_is_trained(preview):
     assert "<|im_start|>assistant\n[[2<|im_end|>]]\n" in shown
     assert "[[7 ]][[3×x]][[<|im_end|>]]" in shown
     assert "2 training rows, 0 held-out rows" in shown
+
+
+def test_on_a_terminal_trained_text_is_green_and_other_weights_yellow(monkeypatch, preview):
+    terminal = partial(Console, force_terminal=True, color_system="standard")
+    monkeypatch.setattr("rlflow.jobs.preview.Console", terminal)
+    code, shown = preview([chat("3+4", "7 x")], loss_weights=[{"pattern": "x", "weight": 3}])
+    assert code == 0
+    assert "What is trained is green (other weights than 1: yellow)." in shown
+    dim, green, yellow, end = "\033[2m", "\033[32m", "\033[33m", "\033[0m"
+    assert f"{dim}<|im_start|>assistant{end}\n{green}7 {end}{yellow}x{end}{green}<|im_end|>{end}" in shown
+    assert "[[" not in shown
 
 
 def test_lengths_sources_and_padding_are_counted(preview):
