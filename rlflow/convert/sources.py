@@ -215,7 +215,7 @@ def _streaming(settings: Settings, draft: Draft) -> None:
     size, data = settings["shuffle_buffer_size"], draft.document["data"]
     obstacles = {
         f"a job of kind {draft.kind} loads its rows first": draft.kind != "sft",
-        "without max_steps the rows must be counted": not settings["max_steps"],
+        "without max_steps the rows must be counted": (settings["max_steps"] or 0) <= 0,
         "a number of rows is taken of a data set": any("#" in name for name in settings["dataset"] or ()),
         "a share of rows is held out": isinstance(settings["split_dataset_ratio"], float) and settings["split_dataset_ratio"] > 0,
         "stopping_strategy needs all rows": (data.get("mix") or {}).get("stop") == "all_exhausted",

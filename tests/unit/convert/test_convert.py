@@ -1,5 +1,6 @@
 """Flags to fields: no flag is dropped in silence, defaults are those of the version, mistakes are one line each."""
 
+import re
 import subprocess
 import sys
 from typing import Any
@@ -241,8 +242,28 @@ def test_streaming():
     assert parse_job(job).data.streaming == StreamingSpec(buffer_rows=500)
     grpo = f"{BASES['grpo']} {flags}"
     assert "streaming" not in document(grpo)["data"]
-    assert "no equivalent: --streaming true: a job of kind grpo loads its rows first" in notes(grpo)
+    assert (
+        "no equivalent: --streaming true: a job of kind grpo loads its rows first: data sets are loaded before training"
+        in notes(grpo)
+    )
     assert "no equivalent: --shuffle_buffer_size 500: rows are shuffled as a whole" in notes(grpo)
+
+
+@pytest.mark.parametrize(
+    ("flags", "why"),
+    [
+        ("", "without max_steps the rows must be counted"),
+        ("--max_steps 9 --split_dataset_ratio 0.1", "a share of rows is held out"),
+        ("--max_steps 9 --dataset org/a org/b --interleave_prob 0.5 0.5 --stopping_strategy all_exhausted", "stopping_strategy"),
+        ("--max_steps 9 --dataset org/a#50", "a number of rows is taken of a data set"),
+    ],
+)
+def test_what_cannot_be_streamed_is_loaded(flags, why):
+    sft = re.sub(r"--dataset \S+", "", SFT) if "--dataset" in flags else SFT
+    command = f"{sft} --streaming true {flags}"
+    parse_job(document(command))
+    assert "streaming" not in document(command)["data"]
+    assert any(note.startswith(f"no equivalent: --streaming true: {why}") for note in notes(command))
 
 
 @pytest.mark.parametrize(("strategy", "overlong"), [("delete", "drop"), ("left", "truncate_left"), ("right", "truncate_right"),
