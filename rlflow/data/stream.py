@@ -90,6 +90,11 @@ class RowStream:
         """How often every source has been read to its end."""
         return min(chain.passes for chain in self._chains)
 
+    @property
+    def most_passes(self) -> int:
+        """How often the source that is drawn from most, for its size, has been."""
+        return max(chain.passes for chain in self._chains)
+
     def read(self, window: int) -> Rows:
         """The rows of a window, the next one; their order depends on its number and the seed. Raises `DataError`."""
         choice = np.random.default_rng((self._spec.seed, _DRAWING, window)).choice(len(self._chains), self._size, p=self._shares)

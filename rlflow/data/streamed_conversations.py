@@ -104,12 +104,12 @@ class StreamedConversations(Windows):
         if self._at != start:
             self._stream.restore(mark["state"])
         self._at = None  # an error leaves the stream somewhere else
-        passes, window, kept = self._stream.passes, mark["window"], 0
+        passes, window, kept = self._stream.most_passes, mark["window"], 0
         while not kept:  # a window without a row would have no place
             file.unlink(missing_ok=True)
             rows = self._stream.read(window)
             kept, window = len(write_conversations(file, rows, self._tokenizer, self._spec)), window + 1
-            if not kept and self._stream.passes > passes + 1:
+            if not kept and self._stream.most_passes > passes + 1:
                 raise DataError(
                     f"data.max_tokens: no row of {self._stream.name} is within {self._spec.max_tokens} tokens; raise it"
                 )
