@@ -1,5 +1,6 @@
 """Problems of a spec that can be found without starting anything."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from rlflow.jobs.rewards import reward_models
 from rlflow.learner.quantization import check_bitsandbytes
 from rlflow.observe.answers import errors_path
 from rlflow.observe.run_dir import RunDirectory
+from rlflow.rewards.loading import make_importable
 from rlflow.spec.jobs import DpoJob, InferJob, Job, RolloutJob
 from rlflow.spec.load import resolved
 from rlflow.spec.model import ModelSpec
@@ -147,6 +149,7 @@ def _check_losses(job: Job) -> None:
         return
     from rlflow.algorithms.pair_losses import load_function
 
+    make_importable(os.getcwd())  # as reward plugins, and as Ray lets its workers
     for index, loss in enumerate(job.dpo.losses):
         if isinstance(loss, PluginLossSpec):
             try:

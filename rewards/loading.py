@@ -34,7 +34,7 @@ def load_target(target: str, cwd: str) -> Any:
 def _import_file(path: Path) -> ModuleType:
     if not path.is_file():
         raise RewardPluginError(f"there is no file {path}")
-    _make_importable(str(path.parent))
+    make_importable(str(path.parent))
     # Prefixed, so that a plugin called json.py does not replace the real json for everybody else.
     module_spec = importlib.util.spec_from_file_location(f"rlflow_plugin_{path.stem}", path)
     assert module_spec is not None and module_spec.loader is not None
@@ -45,11 +45,12 @@ def _import_file(path: Path) -> ModuleType:
 
 
 def _import_module(name: str, cwd: str) -> ModuleType:
-    _make_importable(cwd)
+    make_importable(cwd)
     return importlib.import_module(name)
 
 
-def _make_importable(folder: str) -> None:
+def make_importable(folder: str) -> None:
+    """Let modules of a folder be imported, after all others."""
     if folder not in sys.path:
         sys.path.append(folder)
 

@@ -352,7 +352,6 @@ def age(start_time: float | None, now: float) -> str | None:
 
 def main() -> None:
     """The command's entry point: errors become lines on stderr and an exit code."""
-    sys.path.insert(0, "")  # modules beside the spec can be imported, as with `python -m rlflow.jobs.run`
     try:
         app(prog_name="rlflow")
     except UserError as error:

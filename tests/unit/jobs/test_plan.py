@@ -1,5 +1,6 @@
 """x of ranks that share experts or sequences, from packaged shapes alone."""
 
+import sys
 from typing import Any
 
 import pytest
@@ -7,10 +8,17 @@ import pytest
 from rlflow.jobs.plan import Devices, Plan, parse_devices, plan_job
 from rlflow.spec.load import parse_job
 
+EIGHT = parse_devices("8x80")
+
+
+def spec(kind: str, model: str, **fields: Any) -> dict[str, Any]:
+    """Of a packaged shape, with rows that nobody opens."""
+    job = {"kind": kind, "run": {"name": "a"}, "model": {"path": f"Qwen/{model}"}, "data": {"sources": ["org/rows"]}, "steps": 1}
+    return {**job, **fields}
+
 
 def plan(model: str, **learner: Any) -> Plan:
-    job = {"kind": "sft", "run": {"name": "a"}, "model": {"path": f"Qwen/{model}"}, "data": {"sources": ["org/rows"]}, "steps": 1}
-    return plan_job(parse_job({**job, "learner": learner}), parse_devices("16x80"))
+    return plan_job(parse_job(spec("sft", model, learner=learner)), parse_devices("16x80"))
 
 
 def test_experts_are_counted_and_must_be_divisible():
@@ -116,37 +124,35 @@ def test_a_reward_model_too_large_for_the_gpu_is_a_problem(tmp_path):
 
 def test_a_judge_must_fit_its_gpus():
     judge = {"type": "judge", "model": "Qwen/Qwen3-30B-A3B", "prompt": "{completion}", "engine": {}}
-    job = {
-        **{
-            "kind": "grpo",
-            "run": {"name": "a"},
-            "model": {"path": "Qwen/Qwen3-0.6B"},
-            "data": {"sources": ["org/rows"]},
-            "steps": 1,
-        },
-        **{"rewards": [judge], "rollout": {"max_completion_tokens": 256}},
-    }
-    (problem,) = plan_job(parse_job(job), parse_devices("2x40")).problems
-    assert (
-        problem.startswith("rewards: a judge needs about 62.") and "there are 40.0; change its engine.tensor_parallel" in problem
-    )
-    assert plan_job(parse_job(job), parse_devices("2x80")).problems == []
+
+    def problems(devices: str) -> list[str]:
+        job = spec("grpo", "Qwen3-0.6B", rewards=[judge], rollout={"max_completion_tokens": 256})
+        return plan_job(parse_job(job), parse_devices(devices)).problems
+
+    (problem,) = problems("2x40")
+    assert problem.startswith("rewards: a judge needs about 62.")
+    assert "there are 40.0; change its engine.tensor_parallel" in problem
+    assert problems("2x80") == []
     judge["engine"] = {"tensor_parallel_size": 2}
-    assert plan_job(parse_job(job), parse_devices("3x40")).problems == []
+    assert problems("3x40") == []
 
 
 def test_kernels_of_gpus_are_refused_on_a_processor():
-    job = {
-        **{
-            "kind": "sft",
-            "run": {"name": "a"},
-            "model": {"path": "Qwen/Qwen3-0.6B"},
-            "data": {"sources": ["org/rows"]},
-            "steps": 1,
-        },
-        **{"learner": {"liger_kernel": True}},
-    }
-    assert plan_job(parse_job(job), Devices("cpu", 2, 1000.0)).problems == [
-        "learner.liger_kernel: the kernels need a GPU; set it to auto"
-    ]
-    assert plan_job(parse_job(job), parse_devices("1x80")).problems == []
+    job = parse_job(spec("sft", "Qwen3-0.6B", learner={"liger_kernel": True}))
+    assert plan_job(job, Devices("cpu", 2, 1000.0)).problems == ["learner.liger_kernel: the kernels need a GPU; set it to auto"]
+    assert plan_job(job, parse_devices("1x80")).problems == []
+
+
+def test_a_loss_of_a_module_beside_the_spec_is_found(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    (tmp_path / "losses_beside_the_spec.py").write_text("def mine(pairs): return -pairs.chosen_P")
+
+    def problems(target: str) -> list[str]:
+        return plan_job(
+            parse_job(spec("dpo", "Qwen3-0.6B", dpo={"losses": [{"type": "plugin", "target": target}]})), EIGHT
+        ).problems
+
+    assert problems("losses_beside_the_spec:mine") == []
+    (problem,) = problems("losses_beside_the_spec:yours")
+    assert problem.startswith("dpo.losses[0].target: cannot import losses_beside_the_spec:yours")
