@@ -17,7 +17,7 @@ _CPU_GIB = 1.5
 def rollout_gib(job: RolloutJob, facts: ModelFacts, *, device_gib: float, on_gpu: bool) -> float:
     """What the job's engines take on each of their GPUs, or all of them in the machine's memory."""
     if not on_gpu:
-        return engines_on_cpu(job.rollout, facts, _size(job))
+        return engines_on_cpu(job.rollout, facts, bytes_per_number(job))
     share = job.rollout.gpu_memory_utilization
     return engine_gib(job, facts) if share == "auto" else share * device_gib
 
@@ -25,17 +25,17 @@ def rollout_gib(job: RolloutJob, facts: ModelFacts, *, device_gib: float, on_gpu
 def engine_gib(job: RolloutJob, facts: ModelFacts) -> float:
     """What an engine needs on each of its GPUs: weights, a KV cache for the sequences it decodes at once, and vLLM's own."""
     sequences = min(job.rollout.max_num_seqs, job.prompts_per_step * job.rollout.num_generations)
-    return _on_gpu(job.rollout, facts, _size(job), sequences * _longest(job))
+    return _on_gpu(job.rollout, facts, bytes_per_number(job), sequences * _longest(job))
 
 
 def least_engine_gib(job: RolloutJob | InferJob, facts: ModelFacts) -> float:
     """The least that an engine needs on each of its GPUs: a cache for one sequence."""
-    return _on_gpu(job.rollout, facts, _size(job), _longest(job))
+    return _on_gpu(job.rollout, facts, bytes_per_number(job), _longest(job))
 
 
-def engines_on_cpu(spec: EngineSpec, facts: ModelFacts, bytes_per_number: int) -> float:
-    """All engines; one holds its weights twice while they are loaded and packed."""
-    weights = facts.num_parameters * bytes_per_number / GIB
+def engines_on_cpu(spec: EngineSpec, facts: ModelFacts, size: int) -> float:
+    """All engines, with `size` bytes a number; one holds its weights twice while they are loaded and packed."""
+    weights = facts.num_parameters * size / GIB
     return (2 * weights + spec.cpu_kv_cache_gib + _CPU_GIB) * spec.num_workers
 
 
@@ -65,5 +65,6 @@ def _longest(job: RolloutJob | InferJob) -> int:
     return job.data.max_prompt_tokens + job.rollout.max_completion_tokens
 
 
-def _size(job: Job) -> int:
+def bytes_per_number(job: Job) -> int:
+    """Of the job's model."""
     return 2 if job.model.dtype == "bfloat16" else 4

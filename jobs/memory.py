@@ -5,12 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
-from rlflow.jobs.engine_memory import engines_on_cpu, judges_gib, least_engine_gib, rollout_gib
+from rlflow.jobs.engine_memory import GIB, bytes_per_number, engines_on_cpu, judges_gib, least_engine_gib, rollout_gib
 from rlflow.jobs.model_facts import ModelFacts
 from rlflow.spec.jobs import GkdJob, InferJob, Job, PpoJob, RolloutJob, TrainingJob
 from rlflow.spec.rewards import ModelRewardSpec
 
-GIB = 2**30
 _CONTEXT_GIB = 0.8
 """CUDA context, NCCL and kernels of one process."""
 _ASLEEP_GIB = 1.4
@@ -60,7 +59,7 @@ def estimate_memory(
     estimate = partial(MemoryEstimate, rewards=rewards, judges=judges)
     beside = rewards if on_gpu else rewards + judges
     if isinstance(job, InferJob):
-        rollout = least_engine_gib(job, facts) if on_gpu else engines_on_cpu(job.rollout, facts, _size(job))
+        rollout = least_engine_gib(job, facts) if on_gpu else engines_on_cpu(job.rollout, facts, bytes_per_number(job))
         return estimate(learner_states=0.0, learner_peak=0.0, rollout=rollout, peak=rollout + beside, host=0.0)
     assert isinstance(job, TrainingJob)
     roles = _roles(job, facts, others)
@@ -102,8 +101,8 @@ def _trained(job: TrainingJob, facts: ModelFacts) -> _Role:
 
 
 def _frozen(job: TrainingJob, facts: ModelFacts) -> _Role:
-    weights = facts.num_parameters * _size(job) / (job.learner.num_ranks if _zero_stage(job) == 3 else 1) / GIB
-    forward = _forward_numbers(facts, job.learner.micro_batch_tokens) * _size(job) / GIB
+    weights = facts.num_parameters * bytes_per_number(job) / (job.learner.num_ranks if _zero_stage(job) == 3 else 1) / GIB
+    forward = _forward_numbers(facts, job.learner.micro_batch_tokens) * bytes_per_number(job) / GIB
     return _Role(weights, weights + forward + _gathered(job, facts) + _LOGITS_BYTES / GIB, weights)
 
 
@@ -130,17 +129,13 @@ def _num_devices(job: RolloutJob | InferJob) -> int:
     return max(engines, job.learner.num_ranks) if isinstance(job, RolloutJob) else engines
 
 
-def _size(job: Job) -> int:
-    return 2 if job.model.dtype == "bfloat16" else 4
-
-
 def _zero_stage(job: TrainingJob) -> int:
     return 3 if job.learner.zero_stage == "auto" else job.learner.zero_stage
 
 
 def _learner_states(job: TrainingJob, facts: ModelFacts) -> tuple[float, float]:
     """(on the device, in host memory when offloaded) of one rank, in GiB."""
-    size, ranks, stage = _size(job), job.learner.num_ranks, _zero_stage(job)
+    size, ranks, stage = bytes_per_number(job), job.learner.num_ranks, _zero_stage(job)
     fraction = _LORA_FRACTION if job.model.lora else 1.0
     trained = facts.num_parameters * fraction
     weights = facts.num_parameters / ranks * size if stage == 3 else _whole_weights(job, facts)
@@ -155,8 +150,8 @@ def _learner_states(job: TrainingJob, facts: ModelFacts) -> tuple[float, float]:
 def _whole_weights(job: TrainingJob, facts: ModelFacts) -> float:
     """Bytes of a rank's weights that are not partitioned; embeddings and the output head are never quantised."""
     if job.model.is_quantised:
-        return facts.embedding_parameters * _size(job) + _linear_parameters(facts) * _QUANTISED_BYTES
-    return _unpartitioned(job, facts) * _size(job)
+        return facts.embedding_parameters * bytes_per_number(job) + _linear_parameters(facts) * _QUANTISED_BYTES
+    return _unpartitioned(job, facts) * bytes_per_number(job)
 
 
 def _linear_parameters(facts: ModelFacts) -> int:
@@ -183,7 +178,7 @@ def _activations(job: TrainingJob, facts: ModelFacts) -> float:
     kept = {"none": everything, "selective": products}.get(job.learner.gradient_checkpointing, hidden)
     backward = everything + 3 * feed_forward + 4 * hidden
     fused = 1.6 if job.learner.liger_kernel is False else 1.0
-    return _micro_batch_tokens(job) * (kept * facts.num_layers + backward) * fused * _size(job) / GIB
+    return _micro_batch_tokens(job) * (kept * facts.num_layers + backward) * fused * bytes_per_number(job) / GIB
 
 
 def _layer_width(facts: ModelFacts) -> int:
@@ -200,14 +195,14 @@ def _forward_numbers(facts: ModelFacts, tokens: int) -> int:
 def _gathered(job: TrainingJob, facts: ModelFacts) -> float:
     """Parameters that ZeRO-3 holds whole at once, the embeddings and two layers; or the matrix that is dequantised."""
     if job.model.is_quantised:
-        return facts.hidden_size * facts.intermediate_size * _size(job) / GIB
+        return facts.hidden_size * facts.intermediate_size * bytes_per_number(job) / GIB
     if _zero_stage(job) < 3 or job.learner.num_ranks == 1:
         return 0.0
     layer = (_unpartitioned(job, facts) - facts.embedding_parameters) / facts.num_layers
-    return (facts.embedding_parameters + 2 * layer) * _size(job) / GIB
+    return (facts.embedding_parameters + 2 * layer) * bytes_per_number(job) / GIB
 
 
 def _logits(job: TrainingJob, facts: ModelFacts) -> float:
     """A chunk of logits, and the head's gradient in float32 and in the model's precision."""
-    logits = min(_LOGITS_BYTES, facts.vocab_size * _micro_batch_tokens(job) * _size(job))
-    return (logits + facts.vocab_size * facts.hidden_size * (4 + _size(job))) / GIB
+    logits = min(_LOGITS_BYTES, facts.vocab_size * _micro_batch_tokens(job) * bytes_per_number(job))
+    return (logits + facts.vocab_size * facts.hidden_size * (4 + bytes_per_number(job))) / GIB

@@ -224,17 +224,17 @@ def _memory_problems(job: Job, memory: MemoryEstimate, devices: Devices) -> list
     if devices.device == "gpu" and memory.judges > devices.memory_gib:
         needed = f"a judge needs about {memory.judges:.1f} GiB on each of its GPUs, there are {devices.memory_gib:.1f}"
         problems.append(f"rewards: {needed}; change its engine.tensor_parallel_size (more) or engine.max_model_tokens (fewer)")
-    if memory.peak <= devices.memory_gib:
-        return problems
-    where = "on each GPU" if devices.device == "gpu" else "in the machine's memory"
+    if memory.peak > devices.memory_gib:
+        where = "on each GPU" if devices.device == "gpu" else "in the machine's memory"
+        role, remedy = _largest(job, devices)
+        needed = f"about {memory.peak:.1f} GiB are needed {where}, there are {devices.memory_gib:.1f}"
+        problems.append(f"{role}: {needed}; change {remedy}")
+    return problems
+
+
+def _largest(job: Job, devices: Devices) -> tuple[str, str]:
+    """What takes the most memory, and what makes it smaller."""
     if isinstance(job, InferJob):
-        remedy = "rollout.tensor_parallel_size (more)" if devices.device == "gpu" else "rollout.num_workers (fewer)"
-        return [
-            *problems,
-            f"rollout: about {memory.peak:.1f} GiB are needed {where}, there are {devices.memory_gib:.1f}; change {remedy}",
-        ]
-    remedy = "learner.num_ranks (more), learner.micro_batch_tokens (fewer), learner.gradient_checkpointing or model.lora"
-    return [
-        *problems,
-        f"learner: about {memory.peak:.1f} GiB are needed {where}, there are {devices.memory_gib:.1f}; change {remedy}",
-    ]
+        on_gpu = devices.device == "gpu"
+        return "rollout", "rollout.tensor_parallel_size (more)" if on_gpu else "rollout.num_workers (fewer)"
+    return "learner", "learner.num_ranks (more), learner.micro_batch_tokens (fewer), learner.gradient_checkpointing or model.lora"

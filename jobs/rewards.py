@@ -66,7 +66,7 @@ def without_models_of(job: RolloutJob | InferJob, earlier_runs: tuple[str, ...])
 
 def judge_devices(job: RolloutJob | InferJob, device: Literal["gpu", "cpu"]) -> tuple[int, ...]:
     """Devices of each engine that holds a judge. Raises `SpecError` for one that is to be spread over cores."""
-    engines = [reward.engine for reward in job.rewards if isinstance(reward, JudgeSpec) and reward.engine is not None]
+    engines = [judge.engine for judge in judges(job).values() if judge.engine is not None]
     if device == "cpu" and any(engine.tensor_parallel_size > 1 for engine in engines):
         raise SpecError("rewards.engine.tensor_parallel_size: engines without GPU cannot be spread over devices; set it to 1")
     return tuple(engine.tensor_parallel_size for engine in engines for _ in range(engine.num_workers))

@@ -17,11 +17,9 @@ from rlflow.cluster.ledger import PromptLedger
 from rlflow.cluster.reward_group import RewardGroup
 from rlflow.cluster.rollout_group import RolloutGroup
 from rlflow.errors import GroupLost, RolloutError
-from rlflow.rollout.completions import GroupRequest, GroupSummary
+from rlflow.rollout.completions import MOST_ATTEMPTS, GroupRequest, GroupSummary
 
 logger = logging.getLogger("rlflow")
-MOST_ATTEMPTS = 5
-"""Of sampling a group that is lost each time."""
 LOST_TEXT = "(lost with a node)"
 
 

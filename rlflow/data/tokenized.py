@@ -150,7 +150,7 @@ def tokenize_conversations(
     path = Path(cache_dir) / f"conversations-{fingerprint(rows.fingerprint(), tokenizer, settings)}.arrow"
     conversations = write_conversations(path, rows, tokenizer, spec)
     if len(rows) and not len(conversations):
-        raise DataError(f"data.max_tokens: every row is longer than {spec.max_tokens} tokens, nothing is left; raise it")
+        raise _nothing_left("max_tokens", spec.max_tokens)
     return conversations
 
 
@@ -159,10 +159,7 @@ def write_conversations(path: Path, rows: Rows, tokenizer: "PreTrainedTokenizerB
     if not path.exists():
         write_arrow(path, CONVERSATION_SCHEMA, _tokenize_conversations(rows, tokenizer, spec), len(rows))
     conversations = ConversationSet(path)
-    if conversations.num_dropped:
-        _log.warning(
-            "dropped %d of %d rows longer than data.max_tokens (%d)", conversations.num_dropped, len(rows), spec.max_tokens
-        )
+    _warn_of_dropped(conversations.num_dropped, len(rows), "max_tokens", spec.max_tokens)
     if conversations.num_cut:
         done = "split" if spec.overlong == "split" else "truncated"
         _log.warning("%s %d of %d rows longer than data.max_tokens (%d)", done, conversations.num_cut, len(rows), spec.max_tokens)
@@ -302,6 +299,14 @@ def _fit(rows: Rows, indices: Sequence[int], ids: Sequence[Sequence[int]], field
 def report_dropped(kept: int, dropped: int, field: str, limit: int) -> None:
     """Say how many rows were dropped. Raises `DataError` if none is left."""
     if dropped and not kept:
-        raise DataError(f"data.{field}: every row is longer than {limit} tokens, nothing is left; raise it")
+        raise _nothing_left(field, limit)
+    _warn_of_dropped(dropped, kept + dropped, field, limit)
+
+
+def _nothing_left(field: str, limit: int) -> DataError:
+    return DataError(f"data.{field}: every row is longer than {limit} tokens, nothing is left; raise it")
+
+
+def _warn_of_dropped(dropped: int, of: int, field: str, limit: int) -> None:
     if dropped:
-        _log.warning("dropped %d of %d rows longer than data.%s (%d)", dropped, kept + dropped, field, limit)
+        _log.warning("dropped %d of %d rows longer than data.%s (%d)", dropped, of, field, limit)

@@ -18,12 +18,10 @@ from rlflow.loops.answers import RESERVED, AnsweredRow, failure, records_of
 from rlflow.loops.requests import request_seed
 from rlflow.observe.answers import AnswerFiles
 from rlflow.observe.journal import Journal
-from rlflow.rollout.completions import GroupRequest, GroupSummary
+from rlflow.rollout.completions import MOST_ATTEMPTS, GroupRequest, GroupSummary
 from rlflow.spec.jobs import InferJob
 
 _REPORT_EVERY_S = 5.0
-_MOST_LOSSES = 5
-"""Answers of a row that may be lost; then the row has failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,8 +155,8 @@ class InferLoop:
     def _lose(self, number: RowNumber, reason: str) -> None:
         """The row is asked again, unless it was lost too often."""
         self._losses[number.slot] += 1
-        if self._losses[number.slot] == _MOST_LOSSES:
-            self._refuse(number, f"its answers were lost {_MOST_LOSSES} times: {reason}")
+        if self._losses[number.slot] == MOST_ATTEMPTS:
+            self._refuse(number, f"its answers were lost {MOST_ATTEMPTS} times: {reason}")
             return
         self.journal.note(f"{self.rows.origin(number.slot)}: its answers are lost, it is asked again: {reason}")
         self._lost.append(number)

@@ -6,6 +6,8 @@ from typing import Literal
 import numpy as np
 
 FinishReason = Literal["stop", "length", "abort"]
+MOST_ATTEMPTS = 5
+"""Of sampling a group that is lost with a node each time."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -130,9 +130,9 @@ class DataSpec(Spec):
             yield "held_out: every source has its own held_out, so this would be ignored; remove it"
         yield from self._identity_problems()
         if self.streaming is not None:
-            yield from self._streaming_problems(self.mix)
+            yield from self._streaming_problems()
 
-    def _streaming_problems(self, mix: MixSpec | None) -> Iterator[str]:
+    def _streaming_problems(self) -> Iterator[str]:
         """What needs all rows."""
         shares = {
             "held_out": self.held_out,
@@ -144,7 +144,7 @@ class DataSpec(Spec):
         for number, source in enumerate(self.sources):
             if source.sample is not None:
                 yield f"sources[{number}].sample: data.streaming reads as many rows as the job needs; remove one of them"
-        if mix is not None and mix.stop != "first_exhausted":
+        if self.mix is not None and self.mix.stop != "first_exhausted":
             yield "mix.stop: with data.streaming every source starts anew when it ends; remove it"
 
     def _identity_problems(self) -> Iterator[str]:

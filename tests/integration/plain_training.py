@@ -123,11 +123,11 @@ def _token_weights(loss_type: str, members: Sequence[int], batch: StoredBatch, n
     return {number: weight(number) for number in members}
 
 
-def plain_adamw(model: Any, spec: LearnerSpec) -> torch.optim.Optimizer:
-    """Weight decay on matrices only."""
+def plain_adamw(model: Any, spec: LearnerSpec, rate: float | None = None) -> torch.optim.Optimizer:
+    """Weight decay on matrices only; at the spec's learning rate, or another."""
     settings = spec.optimizer
     groups = [
         {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": settings.weight_decay},
         {"params": [p for p in model.parameters() if p.ndim == 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, eps=settings.epsilon)
+    return torch.optim.AdamW(groups, lr=rate or settings.learning_rate, betas=settings.betas, eps=settings.epsilon)

@@ -15,7 +15,7 @@ from rlflow.spec.learner import LearnerSpec, OptimizerSpec
 from rlflow.spec.model import LoraSpec, ModelSpec
 from tests.integration.engines import save_tiny_model
 from tests.integration.learner_rank import Rank
-from tests.integration.plain_training import TEMPERATURE, load_plain, plain_logprobs
+from tests.integration.plain_training import TEMPERATURE, load_plain, plain_adamw, plain_logprobs
 from tests.integration.stored_batch import StoredBatch, stored_batch
 
 pytestmark = pytest.mark.integration
@@ -195,7 +195,7 @@ def plain_ppo(case: Case) -> list[dict[str, float]]:
         path, dtype=torch.float32, attn_implementation="eager", num_labels=1
     )
     torch.nn.init.zeros_(critic.score.weight)
-    optimizers = [_adamw(policy, RATE, spec), _adamw(critic, CRITIC_RATE, spec)]
+    optimizers = [plain_adamw(policy, spec, RATE), plain_adamw(critic, spec, CRITIC_RATE)]
     metrics = []
     for _ in range(ROUNDS):
         with torch.no_grad():
@@ -257,13 +257,6 @@ def _gae(rewards: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         deltas = [float(rewards[u]) + PPO.gamma * after[u] - float(values[u]) for u in later]
         advantages.append(sum((PPO.gamma * PPO.gae_lambda) ** (u - t) * d for u, d in zip(later, deltas, strict=True)))
     return torch.tensor(advantages)
-
-
-def _adamw(model: Any, rate: float, spec: LearnerSpec) -> torch.optim.Optimizer:
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    vectors = [p for p in model.parameters() if p.ndim == 1]
-    groups = [{"params": matrices, "weight_decay": spec.optimizer.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=rate, betas=spec.optimizer.betas, eps=spec.optimizer.epsilon)
 
 
 def _step(loss: torch.Tensor, model: Any, optimizer: torch.optim.Optimizer, spec: LearnerSpec) -> float:
