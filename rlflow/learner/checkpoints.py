@@ -40,7 +40,7 @@ class CheckpointFiles:
 
     def save(self, directory: Path, client_state: dict[str, Any]) -> None:
         """Write this rank's part of the training state."""
-        own = {"torch_rng": torch.get_rng_state(), "client_state_names": list(client_state)}
+        own = {"torch_rng": torch.get_rng_state(), "cuda_rng": _cuda_rng(), "client_state_names": list(client_state)}
         state = {**client_state, **own}
         self.engine.save_checkpoint(
             str(directory), tag="learner", client_state=state, exclude_frozen_parameters=not self.keeps_frozen
@@ -64,8 +64,15 @@ class CheckpointFiles:
         if isinstance(self.reference, SwappedReference):
             self.reference.load(directory / self._reference_file)
         torch.set_rng_state(state["torch_rng"])
+        if (cuda_rng := state.get("cuda_rng")) is not None and torch.cuda.is_available():
+            torch.cuda.set_rng_state(cuda_rng)
         return {name: state[name] for name in state["client_state_names"]}
 
     @property
     def _reference_file(self) -> str:
         return f"reference-{self.rank}.pt"
+
+
+def _cuda_rng() -> torch.Tensor | None:
+    """The state of the device's generator, which draws the dropout."""
+    return torch.cuda.get_rng_state() if torch.cuda.is_available() else None

@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,18 @@ def run_part(script: str, arguments: Sequence[str], timeout_s: float = 600) -> d
     if done.returncode or not lines:
         return {"error": f"exit code {done.returncode}"}
     return json.loads(lines[-1])
+
+
+def write_profile(work: Callable[[], None], file: Path) -> None:
+    """What `work` spends its time on, kernels of the GPU and operations of the processor, as tables."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+        work()
+    averages = profiler.key_averages()
+    orders = ("self_cuda_time_total", "self_cpu_time_total")
+    tables = [averages.table(sort_by=order, row_limit=40, max_name_column_width=90) for order in orders]
+    file.write_text("\n\n".join(tables))
 
 
 def report(title: str, results: Sequence[dict[str, Any]], out: Path | None) -> None:

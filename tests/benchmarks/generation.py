@@ -15,10 +15,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from common import random_model, report, run_part
+from common import random_model, report, run_part, write_profile
 
 WARM_UP, TIMED = 1, 3
 PROMPT_TOKENS = 64
+PROFILED_STEPS = 30
 
 
 def main() -> None:
@@ -32,6 +33,7 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", default=["vllm", "rlflow"], help="vllm, vllm-process or rlflow, each with :NAME")
     parser.add_argument("--engine", nargs="*", default=[], help="NAME=JSON: engine arguments of the ways with :NAME")
     parser.add_argument("--scratch", type=Path, default=Path("/tmp/rlflow-benchmarks"))
+    parser.add_argument("--profile", type=Path, help="write where the time of steps of `vllm` goes")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--part", help="internal: run one part here")
     arguments = parser.parse_args()
@@ -48,6 +50,7 @@ def main() -> None:
     shared = ["--shape", arguments.shape, "--tokenizer", arguments.tokenizer, "--scratch", str(arguments.scratch)]
     for name in ("prompts", "completions", "tokens"):
         shared += [f"--{name}", str(getattr(arguments, name))]
+    shared += ["--profile", str(arguments.profile)] if arguments.profile else []
     results = []
     for way in arguments.ways:
         begin = time.perf_counter()
@@ -79,7 +82,28 @@ def run_vllm(arguments: Any, model: str, options: dict[str, Any]) -> dict[str, f
         outputs = engine.generate(requests, sampling, use_tqdm=False)
         engine.reset_prefix_cache()
         rates.append(sum(len(c.token_ids) for o in outputs for c in o.outputs) / (time.perf_counter() - begin))
+    if arguments.profile and arguments.part == "vllm":
+        _profile_steps(engine.llm_engine, requests, sampling, arguments.profile)
     return _figures(start, rates)
+
+
+def _profile_steps(engine: Any, requests: list[Any], sampling: Any, file: Path) -> None:
+    """Steps in the middle of a batch, after the first hundred."""
+
+    def steps() -> None:
+        for _ in range(PROFILED_STEPS):
+            engine.step()
+
+    for number, request in enumerate(requests):
+        engine.add_request(str(number), request, sampling)
+    for _ in range(4):
+        steps()
+    begin = time.perf_counter()
+    steps()
+    print(f"{1000 * (time.perf_counter() - begin) / PROFILED_STEPS:.2f} ms a step without the profiler", file=sys.stderr)
+    write_profile(steps, file)
+    while engine.has_unfinished_requests():
+        engine.step()
 
 
 def run_rlflow(arguments: Any, model: str, options: dict[str, Any]) -> dict[str, float]:

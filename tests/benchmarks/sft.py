@@ -14,7 +14,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from common import PEAK_TFLOPS, random_model, report, run_part, training_flops_per_token
+from common import PEAK_TFLOPS, random_model, report, run_part, training_flops_per_token, write_profile
 
 WARM_UP, TIMED = 2, 4
 
@@ -161,18 +161,6 @@ def run_trl(arguments: Any) -> dict[str, float]:
     trainer.train()
     result = throughput(model_path, arguments, times[WARM_UP:])
     return result | {"reserved_gib": torch.cuda.max_memory_reserved() / 2**30}
-
-
-def write_profile(step: Any, file: Path) -> None:
-    """GPU kernels and CPU operations by time."""
-    from torch.profiler import ProfilerActivity, profile
-
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
-        step()
-    averages = profiler.key_averages()
-    orders = ("self_cuda_time_total", "self_cpu_time_total")
-    tables = [averages.table(sort_by=order, row_limit=40, max_name_column_width=90) for order in orders]
-    file.write_text("\n\n".join(tables))
 
 
 def timed(step: Any) -> list[float]:

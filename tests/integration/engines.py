@@ -206,6 +206,8 @@ async def _answer(pipe: Any, function: Callable[..., Any], *arguments: Any, repl
 
 
 def _open_rank(rank: int, world_size: int, port: int) -> Any:
+    if world_size > 1:
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(rank)  # as Ray does for its actors
     from tests.integration.learner_rank import Rank
 
     return Rank(rank, world_size, port)
