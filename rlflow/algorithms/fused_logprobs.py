@@ -1,7 +1,8 @@
 """Log-probabilities and entropies of target tokens, straight from hidden states.
 
 The logits of all tokens never exist at once: forward and backward walk over chunks of tokens, and the backward pass computes
-a chunk's logits again instead of keeping them.
+a chunk's logits again instead of keeping them. Where the loss is a known linear function of the log-probabilities, the forward
+pass computes the gradients too, and each chunk's logits exist once (as in Liger's fused linear cross-entropy, Hsu et al. 2024).
 """
 
 from typing import Any, NamedTuple
@@ -27,28 +28,43 @@ class TokenScores(NamedTuple):
     """bool [N]: whether the target is the likeliest token."""
 
 
-def fused_logprobs(hidden_NH: Tensor, weight_VH: Tensor, targets_N: Tensor, temperature: float) -> TokenScores:
+class Slopes(NamedTuple):
+    """Derivatives of a loss that is linear in the scores, up to a common factor."""
+
+    logprobs_N: Tensor
+    """float32 [N]: by the log-probabilities."""
+    mean_logprobs_N: Tensor
+    """float32 [N]: by the means over the vocabulary."""
+
+
+def fused_logprobs(
+    hidden_NH: Tensor, weight_VH: Tensor, targets_N: Tensor, temperature: float, slopes: Slopes | None = None
+) -> TokenScores:
     """Score each target under softmax(hidden weight^T / temperature).
 
     Shapes: hidden [N, H] and weight [V, H] of one dtype, targets int64 [N]. Gradients flow through all but correctness; a
-    gradient through the entropy is computed only where something asks for it.
+    gradient through the entropy is computed only where something asks for it. With `slopes`, the loss must be a multiple of what
+    they say; the gradients are then computed with the scores.
     """
-    return TokenScores(*_FusedLogprobs.apply(hidden_NH, weight_VH, targets_N, temperature))
+    return TokenScores(*_FusedLogprobs.apply(hidden_NH, weight_VH, targets_N, temperature, slopes))
 
 
 class _FusedLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, targets_N: Tensor, temperature: float
+        ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, targets_N: Tensor, temperature: float, slopes: Slopes | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         count = hidden_NH.shape[0]
         logprobs_N = hidden_NH.new_empty(count, dtype=torch.float32)
         means_N, entropies_N, normalizers_N = (torch.empty_like(logprobs_N) for _ in range(3))
         correct_N = torch.empty_like(logprobs_N, dtype=torch.bool)
-        statistics = _row_operations(hidden_NH).row_statistics
+        rows_of = _row_operations(hidden_NH)
+        is_known = slopes is not None and any(ctx.needs_input_grad[:2])
+        gradients = _Gradients(hidden_NH, weight_VH, ctx.needs_input_grad[1]) if is_known else None
         for rows in token_chunks(hidden_NH, weight_VH):
-            statistics(
-                chunk_logits(hidden_NH[rows], weight_VH),
+            logits = chunk_logits(hidden_NH[rows], weight_VH)
+            rows_of.row_statistics(
+                logits,
                 targets_N[rows],
                 temperature,
                 logprobs_N=logprobs_N[rows],
@@ -57,8 +73,16 @@ class _FusedLogprobs(torch.autograd.Function):
                 normalizers_N=normalizers_N[rows],
                 correct_N=correct_N[rows],
             )
-        ctx.save_for_backward(hidden_NH, weight_VH, targets_N, normalizers_N, entropies_N)
-        ctx.temperature = temperature
+            if gradients is not None and slopes is not None:
+                known = (slopes.logprobs_N[rows], slopes.mean_logprobs_N[rows])
+                rows_of.logits_to_gradient(logits, targets_N[rows], normalizers_N[rows], *known, temperature)
+                gradients.add(rows, logits)
+            del logits
+        if gradients is None or slopes is None:
+            ctx.save_for_backward(hidden_NH, weight_VH, targets_N, normalizers_N, entropies_N)
+        else:
+            ctx.save_for_backward(gradients.hidden_NH, gradients.weight_VH, slopes.logprobs_N)
+        ctx.is_known, ctx.temperature, ctx.weight_dtype = is_known, temperature, weight_VH.dtype
         ctx.mark_non_differentiable(correct_N)
         ctx.set_materialize_grads(False)
         return logprobs_N, means_N, entropies_N, correct_N
@@ -67,23 +91,42 @@ class _FusedLogprobs(torch.autograd.Function):
     @once_differentiable
     def backward(
         ctx: Any, grads_N: Tensor | None, mean_grads_N: Tensor | None, entropy_grads_N: Tensor | None, _: None
-    ) -> tuple[Tensor | None, Tensor | None, None, None]:
+    ) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        if ctx.is_known:
+            assert grads_N is not None and entropy_grads_N is None, "the loss is not the one that the slopes are of"
+            grad_hidden, grad_weight, slopes_N = ctx.saved_tensors
+            factor = torch.dot(grads_N, slopes_N) / torch.dot(slopes_N, slopes_N).clamp_min(torch.finfo(torch.float32).tiny)
+            grad_weight = None if grad_weight is None else grad_weight.mul_(factor).to(ctx.weight_dtype)
+            return grad_hidden.mul_(factor), grad_weight, None, None, None
         hidden_NH, weight_VH, targets_N, normalizers_N, entropies_N = ctx.saved_tensors
         zeros_N = torch.zeros_like(normalizers_N)
         grads_N = zeros_N if grads_N is None else grads_N
         mean_grads_N = zeros_N if mean_grads_N is None else mean_grads_N
         to_gradient = _row_operations(hidden_NH).logits_to_gradient
-        grad_hidden = torch.empty_like(hidden_NH)
-        grad_weight = weight_VH.new_zeros(weight_VH.shape, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+        gradients = _Gradients(hidden_NH, weight_VH, ctx.needs_input_grad[1])
         for rows in token_chunks(hidden_NH, weight_VH):
             logits = chunk_logits(hidden_NH[rows], weight_VH)
             entropy = None if entropy_grads_N is None else (entropies_N[rows], entropy_grads_N[rows])
             to_gradient(logits, targets_N[rows], normalizers_N[rows], grads_N[rows], mean_grads_N[rows], ctx.temperature, entropy)
-            torch.mm(logits, weight_VH, out=grad_hidden[rows])
-            if grad_weight is not None:
-                add_product(grad_weight, logits.T, hidden_NH[rows])
+            gradients.add(rows, logits)
             del logits
-        return grad_hidden, None if grad_weight is None else grad_weight.to(weight_VH.dtype), None, None
+        grad_weight = gradients.weight_VH
+        return gradients.hidden_NH, None if grad_weight is None else grad_weight.to(ctx.weight_dtype), None, None, None
+
+
+class _Gradients:
+    """Of the hidden states, and in float32 of the weight, from the gradient of one chunk of logits after the other."""
+
+    def __init__(self, hidden_NH: Tensor, weight_VH: Tensor, needs_weight: bool) -> None:
+        self._hidden_NH, self._weight_VH = hidden_NH, weight_VH
+        self.hidden_NH = torch.empty_like(hidden_NH)
+        self.weight_VH = weight_VH.new_zeros(weight_VH.shape, dtype=torch.float32) if needs_weight else None
+
+    def add(self, rows: slice, logit_grads_nV: Tensor) -> None:
+        """Take in the rows' part."""
+        torch.mm(logit_grads_nV, self._weight_VH, out=self.hidden_NH[rows])
+        if self.weight_VH is not None:
+            add_product(self.weight_VH, logit_grads_nV.T, self._hidden_NH[rows])
 
 
 def _row_operations(tensor: Tensor) -> Any:
@@ -108,7 +151,7 @@ class _PlainRowOperations:
         normalizers_N: Tensor,
         correct_N: Tensor,
     ) -> None:
-        logits = logits_NV.float().div_(temperature)
+        logits = logits_NV.float() / temperature  # not in place: the caller's logits may be needed again
         normalizer_N = normalizers_N.copy_(torch.logsumexp(logits, dim=-1))
         target_N = logits.gather(-1, targets_N[:, None]).squeeze(-1)
         logprobs_N.copy_(target_N - normalizer_N)

@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from rlflow.algorithms.fused_logprobs import Slopes
 from rlflow.algorithms.policy_terms import (
     ImportanceSampling,
     KlEstimator,
@@ -93,6 +94,10 @@ class SmoothedCrossEntropy:
     """Cross-entropy against (1 - smoothing) x the token + smoothing x the uniform distribution (Szegedy et al. 2016, eq. 7)."""
 
     smoothing: float = 0.0
+
+    def slopes(self, weights_N: Tensor) -> Slopes:
+        """Of the weighted sum of the token losses."""
+        return Slopes((self.smoothing - 1) * weights_N, -self.smoothing * weights_N)
 
     def __call__(self, inputs: LossInputs) -> tuple[Tensor, Means]:
         """Token losses [N] and metrics."""

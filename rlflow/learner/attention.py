@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from rlflow.errors import LearnerError
+from rlflow.learner.transfer import to_device
 
 NAME = "rlflow"
 _ROUND_LENGTH = 64
@@ -50,7 +51,7 @@ class Segments:
         by_length = tuple(
             (length, (torch.tensor(begin)[:, None] + torch.arange(length)).to(device)) for length, begin in groups.items()
         )
-        return cls(starts.to(device, torch.int32), max(lengths), _are_uniform(lengths), by_length)
+        return cls(to_device(starts.to(torch.int32), device), max(lengths), _are_uniform(lengths), by_length)
 
 
 def _are_uniform(lengths: Sequence[int]) -> bool:
@@ -88,7 +89,7 @@ def segment_attention(
     if rlflow_segments is None:
         output = scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=True)
     elif query.is_cuda and rlflow_segments.is_uniform:
-        output = _uniform(query, key, value, rlflow_segments.longest, scaling)
+        return _uniform(query, key, value, rlflow_segments.longest, scaling), None
     elif query.is_cuda:
         return _varlen(query, key, value, rlflow_segments, scaling), None
     else:
@@ -103,10 +104,12 @@ def _no_mask(*args: Any, **kwargs: Any) -> None:
 def _uniform(query: Tensor, key: Tensor, value: Tensor, length: int, scaling: float | None) -> Tensor:
     """Sequences of one length are a batch: cuDNN's kernels are 1.6 times as fast as `varlen_attn`'s on an H100 (there, its own
     ragged layout gives wrong gradients: torch 2.11, cuDNN 9.19)."""
-    query, key, value = (x[0].unflatten(1, (-1, length)).transpose(0, 1) for x in (query, key, value))
+    # Cut up where tokens come before heads, as the projections wrote them: the gradients, which cuDNN lays out its own way, are
+    # then copied once and not twice.
+    query, key, value = (x.transpose(1, 2).unflatten(1, (-1, length))[0].transpose(1, 2) for x in (query, key, value))
     with sdpa_kernel(_FASTEST_FIRST, set_priority=True):
         output = scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=True)
-    return output.transpose(0, 1).flatten(1, 2)[None]
+    return output.transpose(1, 2).flatten(0, 1)[None]
 
 
 def _varlen(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scaling: float | None) -> Tensor:

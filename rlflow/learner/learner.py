@@ -226,6 +226,8 @@ class Learner:
         flat = {name: batch.flatten(values) for name, values in known.items()}
         if hasattr(objective, "head_score"):
             batch = replace(batch, head_score=objective.head_score(flat))
+        if hasattr(objective, "slopes"):
+            batch = replace(batch, slopes=objective.slopes(batch.weights_N))
         output = self._engine(batch, self._temperature if temperature is None else temperature)
         losses, means = objective(self._model.inputs(output, batch, flat))
         weights = batch.sequence_weights_S if getattr(objective, "level", "token") == "sequence" else batch.weights_N

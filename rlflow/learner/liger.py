@@ -11,7 +11,8 @@ from rlflow.errors import LearnerError
 def use_liger_kernels(model: Any, wanted: bool | Literal["auto"]) -> bool:
     """Patch a transformers model; returns whether it was. Raises `LearnerError` if they are wanted and cannot be had.
 
-    `auto`: on a GPU, if liger-kernel is installed and knows the model's type. The output head keeps its own fusion.
+    `auto`: on a GPU, if liger-kernel is installed and knows the model's type. The output head keeps its own fusion, and experts
+    the implementation that the spec chose, which Liger's SwiGLU would replace.
     """
     if wanted is False:
         return False
@@ -24,7 +25,8 @@ def use_liger_kernels(model: Any, wanted: bool | Literal["auto"]) -> bool:
         _apply_liger_kernel_to_instance,
     )
 
-    _apply_liger_kernel_to_instance(model, cross_entropy=False, fused_linear_cross_entropy=False)
+    kept = {"swiglu": False} if getattr(model.config, "num_experts_per_tok", None) else {}
+    _apply_liger_kernel_to_instance(model, cross_entropy=False, fused_linear_cross_entropy=False, **kept)
     return True
 
 

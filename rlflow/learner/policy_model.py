@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from rlflow.algorithms.distillation import DistillationInputs, HeadScore
-from rlflow.algorithms.fused_logprobs import TokenScores, fused_logprobs
+from rlflow.algorithms.fused_logprobs import Slopes, TokenScores, fused_logprobs
 from rlflow.algorithms.load_balancing import load_balancing_loss
 from rlflow.algorithms.losses import LossInputs
 from rlflow.errors import LearnerError
@@ -26,12 +26,17 @@ class LogprobHead(nn.Module):
         self.weight = lm_head.weight
 
     def forward(
-        self, hidden_NH: Tensor, targets_N: Tensor, temperature: float, score: HeadScore | None = None
+        self,
+        hidden_NH: Tensor,
+        targets_N: Tensor,
+        temperature: float,
+        score: HeadScore | None = None,
+        slopes: Slopes | None = None,
     ) -> TokenScores | Tensor:
         """Score N targets from their hidden states; or what `score` makes of these and the weight."""
         if score is not None:
             return score(hidden_NH, self.weight, temperature=temperature)
-        return fused_logprobs(hidden_NH, self.weight, targets_N, temperature)
+        return fused_logprobs(hidden_NH, self.weight, targets_N, temperature, slopes)
 
 
 class PolicyOutput(NamedTuple):
@@ -71,7 +76,8 @@ class PolicyModel(nn.Module):
         if self._parallel is not None:
             return PolicyOutput(self._shared_scores(output, batch, temperature, self._parallel), None)
         hidden_NH = output.last_hidden_state.flatten(0, 1)[batch.source_N]
-        scores = self.causal_lm[0].get_output_embeddings()(hidden_NH, batch.targets_N, temperature, batch.head_score)
+        head = self.causal_lm[0].get_output_embeddings()
+        scores = head(hidden_NH, batch.targets_N, temperature, batch.head_score, batch.slopes)
         return PolicyOutput(scores, self._balance(output, batch) if self._balances_experts else None)
 
     def _shared_scores(

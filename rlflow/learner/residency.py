@@ -1,5 +1,6 @@
 """Moving a learner's states off its device and back."""
 
+import weakref
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
@@ -119,10 +120,12 @@ def _cudart() -> Any:
 
 
 def _pinned(num_bytes: int) -> Tensor:
-    """Page-locked memory of exactly this size, until the process ends. (torch's allocator rounds up to powers of two.)"""
+    """Page-locked memory of exactly this size. (torch's allocator rounds up to powers of two.)"""
     memory = torch.empty(num_bytes, dtype=torch.uint8)
     if torch.cuda.is_available():
         status = _cudart().cudaHostRegister(memory.data_ptr(), num_bytes, 0)
         if int(status) != 0:
             raise MemoryError(f"{num_bytes / 2**30:.1f} GiB of host memory could not be page-locked: CUDA error {int(status)}")
+        # Before it is freed: copies of other memory that comes to lie there, partly locked, would fail.
+        weakref.finalize(memory, _cudart().cudaHostUnregister, memory.data_ptr()).atexit = False
     return memory

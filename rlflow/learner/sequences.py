@@ -9,7 +9,9 @@ from torch import Tensor
 
 from rlflow.algorithms.batch_plan import MicroBatch
 from rlflow.algorithms.distillation import HeadScore
+from rlflow.algorithms.fused_logprobs import Slopes
 from rlflow.learner.attention import Segments
+from rlflow.learner.transfer import to_device
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +61,12 @@ class MicroBatchTensors:
     """Trained tokens of each sequence."""
     head_score: HeadScore | None = None
     """What the output head computes instead of the targets' scores (distillation)."""
+    slopes: Slopes | None = None
+    """Of an objective that is linear in the scores."""
 
     def flatten(self, per_sequence: Mapping[int, Tensor]) -> Tensor:
         """Per-sequence values [n, ...] in the order of this micro-batch, [N, ...] on its device."""
-        return torch.cat([per_sequence[i] for i in self.sequences]).to(self.weights_N.device)
+        return to_device(torch.cat([per_sequence[i] for i in self.sequences]), self.weights_N.device)
 
     def split(self, values_N: Tensor) -> dict[int, Tensor]:
         """The reverse of `flatten`: sequence -> values [n, ...] on the CPU."""
@@ -96,10 +100,10 @@ def build_micro_batch(
     known = [s.sampler_logprobs is not None for s in members]
     return MicroBatchTensors(
         sequences=micro_batch.sequences,
-        input_ids_BT=torch.from_numpy(input_ids).view(-1, row_length).to(device),
-        position_ids_BT=torch.from_numpy(positions).view(-1, row_length).to(device),
+        input_ids_BT=to_device(torch.from_numpy(input_ids).view(-1, row_length), device),
+        position_ids_BT=to_device(torch.from_numpy(positions).view(-1, row_length), device),
         segments=Segments.from_lengths([*lengths, rest] if rest else lengths, device) if packing else None,
-        sequence_of_T=torch.from_numpy(sequence_of).to(device),
+        sequence_of_T=to_device(torch.from_numpy(sequence_of), device),
         source_N=_tensor([start + t - 1 for start, t in zip(starts, trained, strict=True)], torch.int64, device),
         targets_N=_tensor([s.token_ids[t] for s, t in zip(members, trained, strict=True)], torch.int64, device),
         weights_N=_tensor(
@@ -107,9 +111,9 @@ def build_micro_batch(
             torch.float32,
             device,
         ),
-        sequence_weights_S=torch.tensor(scale, dtype=torch.float32, device=device),
-        labels_S=torch.tensor([s.label for s in members], dtype=torch.float32, device=device),
-        last_S=torch.from_numpy(starts + np.array(lengths) - 1).to(device),
+        sequence_weights_S=to_device(torch.tensor(scale, dtype=torch.float32), device),
+        labels_S=to_device(torch.tensor([s.label for s in members], dtype=torch.float32), device),
+        last_S=to_device(torch.from_numpy(starts + np.array(lengths) - 1), device),
         advantages_N=_tensor(
             [np.broadcast_to(s.advantage, len(s.token_ids))[t] for s, t in zip(members, trained, strict=True)],
             torch.float32,
@@ -131,4 +135,4 @@ def _sampler_logprobs(sequence: TrainSequence, trained: np.ndarray) -> np.ndarra
 
 
 def _tensor(parts: Sequence[np.ndarray], dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.from_numpy(np.concatenate(parts)).to(device=device, dtype=dtype)
+    return to_device(torch.from_numpy(np.concatenate(parts)).to(dtype), device)

@@ -173,6 +173,7 @@ class RolloutEngine:
             stop_token_ids=self._stop_token_ids,
             include_stop_str_in_output=True,
             logprobs=0 if request.with_logprobs else None,
+            flat_logprobs=True,  # lists of numbers; else a dictionary of objects for every token
             detokenize=bool(spec.stop),
             output_kind=RequestOutputKind.DELTA if streamed else RequestOutputKind.FINAL_ONLY,
         )
@@ -261,11 +262,8 @@ def _completion(sample: Any) -> Completion:
     token_ids = np.asarray(sample.token_ids, dtype=np.int32)
     logprobs = None
     if sample.logprobs is not None:
-        logprobs = np.fromiter(
-            (position[token].logprob for position, token in zip(sample.logprobs, sample.token_ids, strict=True)),
-            dtype=np.float32,
-            count=len(token_ids),
-        )
-        if np.isnan(logprobs).any():
+        flat = sample.logprobs
+        logprobs = np.asarray(flat.logprobs, dtype=np.float32)[flat.start_indices]  # the sampled token is each position's first
+        if len(logprobs) != len(token_ids) or np.isnan(logprobs).any():
             raise RolloutError("the engine's log-probabilities are not numbers: its weights are broken")
     return Completion(token_ids, logprobs, sample.finish_reason)

@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from rlflow.algorithms import fused_logprobs as module
-from rlflow.algorithms.fused_logprobs import fused_logprobs
+from rlflow.algorithms.fused_logprobs import Slopes, fused_logprobs
 from rlflow.learner.attention import Segments, segment_attention
 
 N, H, V = 300, 64, 5003
@@ -38,6 +38,23 @@ def test_fused_logprobs_equal_plain_ones(monkeypatch, dtype, upstream):
     assert error(scores.mean_logprobs_N, plain_NV.mean(-1)) < ROUNDING[dtype]
     for gradient, expected in zip(ours, theirs, strict=True):
         assert error(gradient, expected) < ROUNDING[dtype]
+
+
+@pytest.mark.parametrize("dtype", ROUNDING)
+def test_gradients_computed_with_the_scores_equal_those_computed_afterwards(monkeypatch, dtype):
+    monkeypatch.setattr(module, "CHUNK_BYTES", 100 * V * dtype.itemsize)
+    generator = torch.Generator("cuda").manual_seed(0)
+    hidden_NH = torch.randn(N, H, device="cuda", generator=generator).to(dtype).requires_grad_()
+    weight_VH = (0.3 * torch.randn(V, H, device="cuda", generator=generator)).to(dtype).requires_grad_()
+    targets_N = torch.randint(V, (N,), device="cuda", generator=generator)
+    weights_N = torch.linspace(0, 2, N, device="cuda")
+    gradients = []
+    for slopes in (None, Slopes(-0.8 * weights_N, -0.2 * weights_N)):
+        scores = fused_logprobs(hidden_NH, weight_VH, targets_N, 0.7, slopes)
+        loss = -(weights_N * (0.8 * scores.logprobs_N + 0.2 * scores.mean_logprobs_N)).sum()
+        gradients.append(torch.autograd.grad(2 * loss, [hidden_NH, weight_VH]))
+    for at_once, afterwards in zip(*gradients, strict=True):
+        assert error(at_once, afterwards) < ROUNDING[dtype]
 
 
 @pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)

@@ -19,6 +19,8 @@ _CLOSE_TIMEOUT_S = 30.0
 _REAP_TIMEOUT_S = 5.0
 
 STOP_TOKEN = 1
+_START_METHOD = "spawn" if Path("/dev/nvidiactl").exists() else "forkserver"
+"""A process that has looked at a GPU cannot be forked."""
 
 
 def save_tiny_model(directory: Path, *, tied: bool, vocabulary: int = 60, experts: int = 0) -> str:
@@ -62,8 +64,9 @@ class Worker:
     """
 
     def __init__(self, open_context: Callable[..., Any], *arguments: Any) -> None:
-        server = multiprocessing.get_context("forkserver")
-        server.set_forkserver_preload(["tests.integration.preloaded"])
+        server = multiprocessing.get_context(_START_METHOD)
+        if _START_METHOD == "forkserver":
+            server.set_forkserver_preload(["tests.integration.preloaded"])
         self._pipe, theirs = server.Pipe()
         self._process = server.Process(target=_serve, args=(theirs, open_context, arguments))
         self._process.start()
@@ -207,7 +210,8 @@ async def _answer(pipe: Any, function: Callable[..., Any], *arguments: Any, repl
 
 def _open_rank(rank: int, world_size: int, port: int) -> Any:
     if world_size > 1:
-        os.environ["CUDA_VISIBLE_DEVICES"] = str(rank)  # as Ray does for its actors
+        devices = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(world_size)))
+        os.environ["CUDA_VISIBLE_DEVICES"] = devices.split(",")[rank % len(devices.split(","))]  # as Ray does for its actors
     from tests.integration.learner_rank import Rank
 
     return Rank(rank, world_size, port)

@@ -1,10 +1,12 @@
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from rlflow.algorithms import fused_logprobs as module
 from rlflow.algorithms.fused_logprobs import fused_logprobs
+from rlflow.algorithms.losses import SmoothedCrossEntropy
 
 N, H, V = 23, 8, 37
 FLOAT_BYTES = 4
@@ -221,3 +223,40 @@ def test_mean_log_probabilities_and_their_gradients(share):
     ours, theirs = gradients(ours_N, hidden_NH, weight_VH), gradients(theirs_N, hidden_NH, weight_VH)
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("trains_weight", [True, False])
+def test_gradients_computed_with_the_scores_are_those_computed_afterwards(monkeypatch, dtype, smoothing, trains_weight):
+    monkeypatch.setattr(module, "CHUNK_BYTES", 5 * V * dtype.itemsize)
+    hidden_NH, weight_VH, targets_N = problem(dtype)
+    inputs = [hidden_NH, weight_VH.requires_grad_(trains_weight)][: 1 + trains_weight]
+    weights_N = torch.linspace(0, 0.5, N)
+    loss = SmoothedCrossEntropy(smoothing)
+
+    def losses(slopes):
+        scores = fused_logprobs(hidden_NH, weight_VH, targets_N, 0.7, slopes)
+        token_losses_N, _ = loss(SimpleNamespace(**scores._asdict(), counts=(N,)))
+        return scores, 3 * (token_losses_N * weights_N).sum()
+
+    expected, later = losses(None)
+    scores, at_once = losses(loss.slopes(weights_N))
+    for value, wanted in zip(scores, expected, strict=True):
+        assert torch.equal(value, wanted)
+    for ours, theirs in zip(torch.autograd.grad(at_once, inputs), torch.autograd.grad(later, inputs), strict=True):
+        assert (ours - theirs).norm() < (1e-6 if dtype == torch.float32 else 1e-2) * theirs.norm()
+
+
+def test_slopes_of_another_loss_are_refused():
+    hidden_NH, weight_VH, targets_N = problem()
+    scores = fused_logprobs(hidden_NH, weight_VH, targets_N, 1.0, SmoothedCrossEntropy().slopes(torch.ones(N)))
+    with pytest.raises(AssertionError, match="not the one that the slopes are of"):
+        torch.autograd.grad((scores.logprobs_N + scores.entropy_N).sum(), [hidden_NH])
+
+
+def test_without_weights_there_is_no_gradient():
+    hidden_NH, weight_VH, targets_N = problem()
+    scores = fused_logprobs(hidden_NH, weight_VH, targets_N, 1.0, SmoothedCrossEntropy().slopes(torch.zeros(N)))
+    (gradient,) = torch.autograd.grad((scores.logprobs_N * 0).sum(), [hidden_NH])
+    assert torch.equal(gradient, torch.zeros_like(gradient))
