@@ -40,8 +40,8 @@ def test_a_model_directory_may_lack_a_generation_config(tmp_path):
 
 
 def test_logprobs_are_those_of_the_sampled_tokens():
-    positions = [{4: SimpleNamespace(logprob=-0.5), 9: SimpleNamespace(logprob=-3.0)}, {2: SimpleNamespace(logprob=-0.25)}]
-    completion = _completion(SimpleNamespace(token_ids=[4, 2], logprobs=positions, finish_reason="length"))
+    flat = SimpleNamespace(logprobs=[-0.5, -3.0, -0.25], start_indices=[0, 2])  # two tokens at the first position
+    completion = _completion(SimpleNamespace(token_ids=[4, 2], logprobs=flat, finish_reason="length"))
     assert completion.logprobs is not None
     assert completion.logprobs.tolist() == [-0.5, -0.25]
     assert completion.token_ids.tolist() == [4, 2]
@@ -49,7 +49,8 @@ def test_logprobs_are_those_of_the_sampled_tokens():
 
 
 def test_logprobs_that_are_not_numbers_are_an_error():
-    sample = SimpleNamespace(token_ids=[4], logprobs=[{4: SimpleNamespace(logprob=float("nan"))}], finish_reason="stop")
+    flat = SimpleNamespace(logprobs=[float("nan")], start_indices=[0])
+    sample = SimpleNamespace(token_ids=[4], logprobs=flat, finish_reason="stop")
     with pytest.raises(RolloutError, match="not numbers: its weights are broken"):
         _completion(sample)
 
