@@ -1,6 +1,7 @@
 """What the benchmarks share: random models of a shape, FLOP counts, running parts in processes of their own, tables."""
 
 import json
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -32,6 +33,12 @@ def write_random_model(shape: str, tokenizer: str, directory: str) -> None:
     spec = RandomModelSpec(config=shape, tokenizer=tokenizer)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     create_random_model(spec, "bfloat16", AutoTokenizer.from_pretrained(tokenizer), Path(directory), device)
+
+
+def free_port() -> int:
+    """A port of this machine for a rendezvous."""
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        return held.getsockname()[1]
 
 
 def training_flops_per_token(model: str, length: int) -> float:

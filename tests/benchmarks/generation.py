@@ -40,7 +40,9 @@ def main() -> None:
     engines = dict(pair.split("=", 1) for pair in arguments.engine)
     if arguments.part:
         way, _, name = arguments.part.partition(":")
-        model = random_model(arguments.shape, arguments.tokenizer, arguments.scratch / Path(arguments.shape).stem)
+        model = random_model(
+            arguments.shape, arguments.tokenizer, arguments.scratch / Path(arguments.shape).name.removesuffix(".json")
+        )
         options = {"max_num_seqs": 256, "gpu_memory_utilization": 0.5, **json.loads(engines.get(name, "{}"))}
         part = run_rlflow if way == "rlflow" else run_vllm
         if way == "vllm":

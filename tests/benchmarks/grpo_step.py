@@ -17,7 +17,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from common import random_model, report, run_part
+from common import free_port, random_model, report, run_part
 
 WARM_UP = 2
 REWARD = """import rlflow
@@ -98,7 +98,11 @@ def run_rlflow(arguments: Any, residency: str, checkpointing: str) -> dict[str, 
             "log_completions_every": 0,
             "save_every": 10**6,
         },
-        "model": {"path": random_model(arguments.shape, arguments.tokenizer, arguments.scratch / Path(arguments.shape).stem)},
+        "model": {
+            "path": random_model(
+                arguments.shape, arguments.tokenizer, arguments.scratch / Path(arguments.shape).name.removesuffix(".json")
+            )
+        },
         "data": {"sources": [str(arguments.scratch / "prompts.jsonl")], "max_prompt_tokens": 64},
         "rollout": {
             "num_generations": arguments.completions,
@@ -123,7 +127,7 @@ def run_rlflow(arguments: Any, residency: str, checkpointing: str) -> dict[str, 
     steady = [row for row in rows if row["step"] > WARM_UP]
     return {
         **side,
-        "step_s": statistics.median(row["step_seconds"] for row in steady),
+        "step_s": statistics.median(row["step_seconds"] - row.get("checkpoint_seconds", 0.0) for row in steady),
         **{name: statistics.median(row.get(f"{name}_seconds", 0.0) for row in steady) for name in PHASES},
         "tokens": statistics.median(row["completion_tokens_mean"] for row in steady),
         "mismatch": statistics.median(row["sampler_logprob_abs_diff_mean"] for row in steady),
@@ -139,8 +143,10 @@ def run_trl(arguments: Any) -> dict[str, float]:
     from trl import GRPOConfig, GRPOTrainer
     from trl.generation.vllm_generation import VLLMGeneration
 
-    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="29533")
-    model = random_model(arguments.shape, arguments.tokenizer, arguments.scratch / Path(arguments.shape).stem)
+    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
+    model = random_model(
+        arguments.shape, arguments.tokenizer, arguments.scratch / Path(arguments.shape).name.removesuffix(".json")
+    )
     steps: list[dict[str, float]] = []
 
     def timed(owner: Any, method: str, name: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from common import random_model, report, run_part
+from common import free_port, random_model, report, run_part
 from sft import timed
 
 SHAPE = {
@@ -73,7 +73,7 @@ def run(arguments: Any) -> dict[str, float]:
     model = random_model(str(config), arguments.tokenizer, arguments.scratch / "moe")
     spec = LearnerSpec(zero_stage=arguments.zero_stage, micro_batch_tokens=8192, gradient_checkpointing="full")
     chosen = ModelSpec(path=model, experts_implementation=arguments.part)
-    learner = Learner(model, chosen, spec, RankInfo(0, 1, "127.0.0.1", 29512))
+    learner = Learner(model, chosen, spec, RankInfo(0, 1, "127.0.0.1", free_port()))
     generator = np.random.default_rng(0)
     rows, length = range(8), 1024
     sequences = {i: TrainSequence(generator.integers(100, 40000, length), np.ones(length, np.float32)) for i in rows}

@@ -14,7 +14,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from common import PEAK_TFLOPS, random_model, report, run_part, training_flops_per_token, write_profile
+from common import PEAK_TFLOPS, free_port, random_model, report, run_part, training_flops_per_token, write_profile
 
 WARM_UP, TIMED = 2, 4
 
@@ -78,14 +78,16 @@ def run_rlflow(arguments: Any) -> dict[str, float]:
     from rlflow.spec.learner import LearnerSpec
     from rlflow.spec.model import ModelSpec
 
-    model = random_model(arguments.shape, arguments.tokenizer, arguments.scratch / Path(arguments.shape).stem)
+    model = random_model(
+        arguments.shape, arguments.tokenizer, arguments.scratch / Path(arguments.shape).name.removesuffix(".json")
+    )
     spec = LearnerSpec(
         zero_stage=arguments.zero_stage[0],
         micro_batch_tokens=arguments.micro_batch_tokens,
         gradient_checkpointing=arguments.checkpointing[0],
         liger_kernel={"auto": "auto", "yes": True, "no": False}[arguments.liger[0]],
     )
-    learner = Learner(model, ModelSpec(path=model), spec, RankInfo(0, 1, "127.0.0.1", 29511))
+    learner = Learner(model, ModelSpec(path=model), spec, RankInfo(0, 1, "127.0.0.1", free_port()))
     rows, length = range(arguments.rows), arguments.length
     generator = np.random.default_rng(0)
     sequences = {i: TrainSequence(generator.integers(1000, 40000, length), np.ones(length, np.float32)) for i in rows}
@@ -131,7 +133,9 @@ def run_trl(arguments: Any) -> dict[str, float]:
     from transformers import AutoModelForCausalLM, TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
-    model_path = random_model(arguments.shape, arguments.tokenizer, arguments.scratch / Path(arguments.shape).stem)
+    model_path = random_model(
+        arguments.shape, arguments.tokenizer, arguments.scratch / Path(arguments.shape).name.removesuffix(".json")
+    )
     times = []
 
     class Clock(TrainerCallback):
