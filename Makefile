@@ -1,11 +1,12 @@
 # make quickstart   create .venv, install the CPU stack, SFT warm start -> GRPO
-# make test         the whole suite          make check   ruff, pyright, fast tests
+# make test         the whole suite
+# make lint         ruff and pyright         make check   these and the fast tests
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart test check clean
+.PHONY: quickstart test lint check clean
 
 quickstart: $(STAMP)
 	$(BIN)/rlflow run jobs/specs/quickstart_sft.yaml jobs/specs/quickstart_grpo.yaml
@@ -13,10 +14,12 @@ quickstart: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest tests
 
-check: $(STAMP)
+lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
+
+check: lint
 	$(BIN)/python -m pytest tests/unit -q
 
 $(STAMP): deploy/requirements-cpu.txt deploy/requirements-dev.txt pyproject.toml

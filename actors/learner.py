@@ -3,15 +3,16 @@
 import os
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import ray
 from ray import ObjectRef
 
 from rlflow.algorithms.batch_plan import StepPlan
+from rlflow.algorithms.distillation import TeacherAnswers
 from rlflow.algorithms.policy_batch import PolicyBatch
 from rlflow.algorithms.policy_terms import KlEstimator
 from rlflow.spec.algorithm import PpoSpec
@@ -37,8 +38,8 @@ class LearnerSetup:
     """Arrow files of tokenised rows: training rows, then held-out rows."""
     references: tuple[str, ...] = ()
     """Files of the reference's log-probabilities of these rows; empty: the learner scores them itself."""
-    role: Literal["policy", "value"] = "policy"
-    """A language model, or one with a scalar head."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Of `Learner`: its role if it is no policy, and what belongs to it."""
     others: tuple["RoleSetup", ...] = ()
     """Learners beside the policy."""
     takes_turns: bool = False
@@ -66,6 +67,8 @@ class LearnerActor:
         self._roles: Any = None
         self._learner: Any = None
         self._files: list[Any] = []
+        self._head: Any = None
+        """A teacher's output head: with the teacher where it can be fetched, with its student the head itself."""
 
     def __repr__(self) -> str:
         return self._label
@@ -100,9 +103,8 @@ class LearnerActor:
         info = RankInfo(rank, world_size, *address)
         common: dict[str, Any] = {"temperature": setup.temperature, "seed": setup.seed}
         self._roles = Roles(takes_turns=setup.takes_turns)
-        own: dict[str, Any] = {"role": setup.role, "keep_reference": setup.keep_reference}
-        policy = partial(Learner, setup.model_path, setup.model, setup.learner, info, **own)
-        self._roles.build("policy", partial(policy, **common))
+        own = partial(Learner, setup.model_path, setup.model, setup.learner, info, keep_reference=setup.keep_reference)
+        self._roles.build("policy", partial(own, **common, **setup.options))
         for other in setup.others:
             build = partial(Learner, other.model_path, other.model, other.learner, info, **common, **other.options)
             self._roles.build(other.name, build)
@@ -183,22 +185,60 @@ class LearnerActor:
 
     # ---- distillation
 
-    def distill_samples(
-        self, batch: PolicyBatch, groups: Sequence[ObjectRef], objective: Any, learning_rate: float
-    ) -> dict[str, float]:
-        """One optimiser step on sampled completions (collective)."""
-        from rlflow.learner.distillation import distill
-
+    def answer_samples(self, batch: PolicyBatch, groups: Sequence[ObjectRef]) -> TeacherAnswers:
+        """What this rank's teacher says of its part of sampled completions (collective)."""
         (step,) = batch.plan.steps
-        return distill(self._roles, step, self._policy_sequences(batch, groups), objective, learning_rate)
+        return self._answers(step, self._policy_sequences(batch, groups))
+
+    def answer_conversations(self, step: StepPlan, rows: Sequence[int]) -> TeacherAnswers:
+        """The same of rows of the training file; sequence i of the plan is row `rows[i]` (collective)."""
+        return self._answers(step, self._conversations(step, rows, file=0))
+
+    def _answers(self, step: StepPlan, sequences: dict[int, Any]) -> TeacherAnswers:
+        from rlflow.learner.distillation import ask
+
+        lesson = ask(self._learner, step, sequences)
+        if lesson.head is not None and self._head is None:
+            self._head = ray.put(lesson.head)
+        own = self._learner.own_sequences([step])
+        answers = {i: ray.put({name: values[i] for name, values in lesson.known.items()}) for i in own}
+        return TeacherAnswers(answers, self._head)
+
+    def distill_samples(
+        self,
+        batch: PolicyBatch,
+        groups: Sequence[ObjectRef],
+        objective: Any,
+        learning_rate: float,
+        answers: TeacherAnswers | None,
+    ) -> dict[str, float]:
+        """One optimiser step on sampled completions (collective). `answers`: of a teacher that is not on this device."""
+        (step,) = batch.plan.steps
+        return self._distill(step, self._policy_sequences(batch, groups), objective, learning_rate, answers)
 
     def distill_conversations(
-        self, step: StepPlan, rows: Sequence[int], objective: Any, learning_rate: float
+        self, step: StepPlan, rows: Sequence[int], objective: Any, learning_rate: float, answers: TeacherAnswers | None
     ) -> dict[str, float]:
-        """One optimiser step on rows of the training file; sequence i of the plan is row `rows[i]` (collective)."""
-        from rlflow.learner.distillation import distill
+        """The same on rows of the training file; sequence i of the plan is row `rows[i]` (collective)."""
+        return self._distill(step, self._conversations(step, rows, file=0), objective, learning_rate, answers)
 
-        return distill(self._roles, step, self._conversations(step, rows, file=0), objective, learning_rate)
+    def _distill(
+        self, step: StepPlan, sequences: dict[int, Any], objective: Any, learning_rate: float, answers: TeacherAnswers | None
+    ) -> dict[str, float]:
+        from rlflow.learner.distillation import distill, learn
+
+        if answers is None:
+            return distill(self._roles, step, sequences, objective, learning_rate)
+        return learn(self._learner, step, sequences, objective, learning_rate, self._lesson(answers, list(sequences)))
+
+    def _lesson(self, answers: TeacherAnswers, numbers: list[int]) -> Any:
+        from rlflow.learner.distillation import Lesson
+
+        said = dict(zip(numbers, ray.get([answers.of_sequences[i] for i in numbers]), strict=True))
+        if answers.head is not None and self._head is None:  # it does not change
+            self._head = ray.get(answers.head)
+        names = next(iter(said.values())) if said else ()
+        return Lesson({name: {i: values[name] for i, values in said.items()} for name in names}, self._head)
 
     # ---- supervised training
 

@@ -1,9 +1,9 @@
-"""A GKD job: its teacher is a frozen model on the learner's ranks."""
+"""A GKD job: its teacher is a frozen model on the learner's ranks, or on ranks of its own."""
 
 from pathlib import Path
 
-from rlflow.actors.learner import RoleSetup
-from rlflow.jobs.context import JobContext
+from rlflow.actors.learner import LearnerSetup, RoleSetup
+from rlflow.jobs.context import JobContext, Machine
 from rlflow.jobs.prepare import PreparedModel, check_vocabulary, conversation_lengths, fetch_model, prepare_conversations
 from rlflow.jobs.sampling import Parts, run_sampling_job
 from rlflow.loops.gkd import GkdLoop
@@ -14,12 +14,18 @@ async def run_gkd_job(job: GkdJob, context: JobContext) -> None:
     """Train to the end, or from the latest checkpoint to the end."""
 
     def parts_of(model: PreparedModel) -> Parts:
-        teacher = _teacher(job, model)
-        if job.gkd.on_policy_fraction == 1:
-            return Parts(GkdLoop, others=(teacher,), of_loop={"conversations": None})
-        answers = prepare_conversations(context.rows[0], model.tokenizer, job, context.run)
-        of_loop = {"conversations": conversation_lengths(answers)}
-        return Parts(GkdLoop, others=(teacher,), conversations=(str(answers.path),), of_loop=of_loop)
+        teacher, lengths, files = _teacher(job, model), None, ()
+        if job.gkd.on_policy_fraction < 1:
+            answers = prepare_conversations(context.rows[0], model.tokenizer, job, context.run)
+            lengths, files = conversation_lengths(answers), (str(answers.path),)
+        shares_devices = job.teacher.num_ranks is None
+        return Parts(
+            GkdLoop,
+            others=(teacher,) if shares_devices else (),
+            teacher=None if shares_devices else _setup_alone(job, model, teacher, context.machine, files),
+            conversations=files,
+            of_loop={"conversations": lengths},
+        )
 
     await run_sampling_job(job, context, parts_of)
 
@@ -35,3 +41,23 @@ def _teacher(job: GkdJob, model: PreparedModel) -> RoleSetup:
         "num_tokens": num_tokens,
     }
     return RoleSetup("teacher", options, path, spec, job.learner.model_copy(update={"gradient_checkpointing": "none"}))
+
+
+def _setup_alone(
+    job: GkdJob, model: PreparedModel, teacher: RoleSetup, machine: Machine, conversations: tuple[str, ...]
+) -> LearnerSetup:
+    """On devices of its own it is cut up by its own ranks alone."""
+    assert job.teacher.num_ranks is not None
+    alone = {"num_ranks": job.teacher.num_ranks, "zero_stage": "auto", "sequence_parallel": 1, "expert_parallel": 1}
+    return LearnerSetup(
+        model_path=teacher.model_path,
+        tokenizer_path=model.tokenizer_path,
+        model=teacher.model,
+        learner=teacher.learner.model_copy(update=alone),
+        temperature=job.rollout.temperature,
+        seed=job.run.seed,
+        keep_reference=False,
+        num_threads=machine.threads(job.teacher.num_ranks),
+        conversations=conversations,
+        options=teacher.options,
+    )

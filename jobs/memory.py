@@ -39,8 +39,10 @@ class MemoryEstimate:
     """Reward models, which stay beside whatever has its turn."""
     judges: float
     """A judge's engine on each of its own GPUs, which are others; without GPUs all such engines."""
+    teacher: float
+    """A rank of a teacher with GPUs of its own; without GPUs all such ranks."""
     peak: float
-    """The larger of the two turns, or both together, and what stays; without GPUs judges too."""
+    """The larger of the two turns, or both together, and what stays; without GPUs judges and such a teacher too."""
     host: float
     """Page-locked copies of offloaded states, of one rank."""
 
@@ -56,8 +58,9 @@ def estimate_memory(
     """
     rewards = rewards_gib(job, facts, others, on_gpu=on_gpu)
     judges = judges_gib(job, others, on_gpu=on_gpu)
-    estimate = partial(MemoryEstimate, rewards=rewards, judges=judges)
-    beside = rewards if on_gpu else rewards + judges
+    teacher = _teacher_alone(job, others.get("teacher", facts), on_gpu=on_gpu)
+    estimate = partial(MemoryEstimate, rewards=rewards, judges=judges, teacher=teacher)
+    beside = rewards if on_gpu else rewards + judges + teacher
     if isinstance(job, InferJob):
         rollout = least_engine_gib(job, facts) if on_gpu else engines_on_cpu(job.rollout, facts, bytes_per_number(job))
         return estimate(learner_states=0.0, learner_peak=0.0, rollout=rollout, peak=rollout + beside, host=0.0)
@@ -90,9 +93,17 @@ def _roles(job: TrainingJob, facts: ModelFacts, others: Mapping[str, ModelFacts]
     roles = [_trained(job, facts)]
     if isinstance(job, PpoJob):
         roles.append(_trained(job, others.get("critic", facts)))
-    if isinstance(job, GkdJob):
-        roles.append(_frozen(job, others.get("teacher", facts)))
+    if isinstance(job, GkdJob) and job.teacher.num_ranks is None:
+        roles.append(_frozen(job, others.get("teacher", facts), job.learner.num_ranks, _zero_stage(job)))
     return roles
+
+
+def _teacher_alone(job: Job, facts: ModelFacts, *, on_gpu: bool) -> float:
+    if not isinstance(job, GkdJob) or job.teacher.num_ranks is None:
+        return 0.0
+    ranks = job.teacher.num_ranks
+    rank = _frozen(job, facts, ranks, 3 if ranks > 1 else 1).peak
+    return rank + _CONTEXT_GIB if on_gpu else (rank + _LEARNER_CPU_GIB) * ranks
 
 
 def _trained(job: TrainingJob, facts: ModelFacts) -> _Role:
@@ -100,8 +111,8 @@ def _trained(job: TrainingJob, facts: ModelFacts) -> _Role:
     return _Role(states, states + _activations(job, facts) + _gathered(job, facts) + _logits(job, facts), host)
 
 
-def _frozen(job: TrainingJob, facts: ModelFacts) -> _Role:
-    weights = facts.num_parameters * bytes_per_number(job) / (job.learner.num_ranks if _zero_stage(job) == 3 else 1) / GIB
+def _frozen(job: TrainingJob, facts: ModelFacts, ranks: int, stage: int) -> _Role:
+    weights = facts.num_parameters * bytes_per_number(job) / (ranks if stage == 3 else 1) / GIB
     forward = _forward_numbers(facts, job.learner.micro_batch_tokens) * bytes_per_number(job) / GIB
     return _Role(weights, weights + forward + _gathered(job, facts) + _LOGITS_BYTES / GIB, weights)
 

@@ -158,6 +158,7 @@ def _count_problems(placement: DevicePlan, devices: Devices) -> list[str]:
     if devices.device == "gpu" and placement.num_devices > devices.count:
         ranks, engines = len(placement.seats_of("learner")), len(placement.seats_of("rollout"))
         judges = f" (and {len(found)} of judges)" if (found := placement.seats_of("judge")) else ""
+        judges += f" and {len(found)} teacher ranks" if (found := placement.seats_of("teacher")) else ""
         needed = f"{engines} engines{judges} need {placement.num_devices} GPUs, there are {devices.count}"
         if not ranks:
             return [f"rollout.num_workers x rollout.tensor_parallel_size: {needed}"]
@@ -224,6 +225,9 @@ def _memory_problems(job: Job, memory: MemoryEstimate, devices: Devices) -> list
     if devices.device == "gpu" and memory.judges > devices.memory_gib:
         needed = f"a judge needs about {memory.judges:.1f} GiB on each of its GPUs, there are {devices.memory_gib:.1f}"
         problems.append(f"rewards: {needed}; change its engine.tensor_parallel_size (more) or engine.max_model_tokens (fewer)")
+    if devices.device == "gpu" and memory.teacher > devices.memory_gib:
+        needed = f"it needs about {memory.teacher:.1f} GiB on each of its GPUs, there are {devices.memory_gib:.1f}"
+        problems.append(f"teacher: {needed}; change teacher.num_ranks (more) or learner.micro_batch_tokens (fewer)")
     if memory.peak > devices.memory_gib:
         where = "on each GPU" if devices.device == "gpu" else "in the machine's memory"
         role, remedy = _largest(job, devices)

@@ -34,7 +34,7 @@ async def run_preference_job(job: PreferenceJob, context: JobContext) -> None:
         num_threads=context.machine.threads(job.learner.num_ranks),
         conversations=(str(train.path), str(held_out.path)),
         references=(_reference_path(train), _reference_path(held_out)) if job.reference == "stored" else (),
-        role="value" if isinstance(job, RewardModelJob) else "policy",
+        options={"role": "value"} if isinstance(job, RewardModelJob) else {},
     )
     devices = sft_devices(job, context.machine.device)
     placement = Placement(job.run.name, devices)

@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -14,10 +14,12 @@ from rlflow.cluster.devices import DevicePlan, plan_devices
 from rlflow.cluster.hand_over import HandOver
 from rlflow.cluster.learner_group import LearnerGroup
 from rlflow.cluster.placement import Placement
+from rlflow.cluster.rank_group import RankGroup
 from rlflow.cluster.residency import Residency
 from rlflow.cluster.reward_group import RewardGroup
 from rlflow.cluster.rollout_group import RolloutGroup
 from rlflow.cluster.sampler import Sampler
+from rlflow.cluster.teacher_group import TeacherGroup
 from rlflow.cluster.verification import PROBE_PROMPTS, EngineVerification
 from rlflow.cluster.weight_sync import WeightSync
 from rlflow.data.order import RowOrder
@@ -28,7 +30,7 @@ from rlflow.jobs.recovery import run_loop
 from rlflow.jobs.rewards import judge_devices, reward_setup, score_on_devices
 from rlflow.loops.sampling import SamplingLoop, token_mean_settings
 from rlflow.loops.state import LoopState
-from rlflow.spec.jobs import RolloutJob
+from rlflow.spec.jobs import GkdJob, RolloutJob
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,8 @@ class Parts:
     keep_reference: bool = False
     others: tuple[RoleSetup, ...] = ()
     """Learners beside the policy."""
+    teacher: LearnerSetup | None = None
+    """A teacher on devices of its own, which the loop is given."""
     conversations: tuple[str, ...] = ()
     """Files of tokenised rows, for the learner."""
     of_loop: dict[str, Any] = field(default_factory=dict)
@@ -56,12 +60,16 @@ async def run_sampling_job(job: RolloutJob, context: JobContext, parts_of: Calla
     rollouts = RolloutGroup(placement, devices, _rollout_setup(job, model, context.machine), max_restarts=job.run.max_restarts)
     setup = _learner_setup(job, model, context.machine, parts)
     weights = WeightSync(rollouts, last_version=_last_version(context))
+    groups: list[RankGroup] = []
 
     async def start() -> LearnerGroup:
+        for group in groups:  # of those that work together one has died
+            group.kill()
         learner = LearnerGroup(placement, devices, setup, can_offload=_takes_turns(job, context.machine))
+        groups[:] = [learner, *([TeacherGroup(placement, devices, parts.teacher)] if parts.teacher else [])]
         if rewards.holds_devices:  # before the engine looks for what is free
             await rewards.ready()
-        await _start(learner, rollouts, context)
+        await asyncio.gather(_start(learner, rollouts, context), *(group.build() for group in groups[1:]))
         await rewards.ready()
         return learner
 
@@ -81,9 +89,13 @@ async def run_sampling_job(job: RolloutJob, context: JobContext, parts_of: Calla
             journal=context.journal,
             state=state,
             **parts.of_loop,
+            **({"teacher": groups[1]} if parts.teacher else {}),
         )
 
-    await run_loop(job, context, start, loop_of, lambda: close_run(placement, rollouts.close(), rewards.close()))
+    def close() -> Awaitable[None]:
+        return close_run(placement, rollouts.close(), rewards.close(), *(group.close() for group in groups[1:]))
+
+    await run_loop(job, context, start, loop_of, close)
 
 
 def sampling_devices(job: RolloutJob, device: Literal["gpu", "cpu"]) -> DevicePlan:
@@ -95,6 +107,7 @@ def sampling_devices(job: RolloutJob, device: Literal["gpu", "cpu"]) -> DevicePl
         tensor_parallel_size=job.rollout.tensor_parallel_size,
         reward_workers=job.reward_pool.num_workers,
         rewards_on_devices=score_on_devices(job, device),
+        teacher_ranks=(job.teacher.num_ranks or 0) if isinstance(job, GkdJob) else 0,
         judges=judge_devices(job, device),
     )
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,16 @@ _LARGEST_LOG_MASS = -1e-6
 
 HeadScore = Callable[..., Tensor]
 """From hidden states [N, H], the head's weight [V, H] and `temperature` to something of each token, with gradient."""
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherAnswers:
+    """Where to get what a teacher says of the sequences of a step."""
+
+    of_sequences: dict[int, Any]
+    """References to what it says in the place of a sequence's trained tokens: tensors [n, ...] by name."""
+    head: Any
+    """Reference to its output head [U, G], if that is needed to read the answers."""
 
 
 @dataclass(frozen=True, slots=True)

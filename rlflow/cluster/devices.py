@@ -18,7 +18,7 @@ REWARD_CPUS = 0.5
 _COUNTED = 10_000
 """Parts of a resource that Ray tells apart."""
 
-Role = Literal["learner", "rollout", "reward", "judge"]
+Role = Literal["learner", "rollout", "reward", "teacher", "judge"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +56,13 @@ def plan_devices(
     tensor_parallel_size: int,
     reward_workers: int,
     rewards_on_devices: bool = False,
+    teacher_ranks: int = 0,
     judges: Sequence[int] = (),
 ) -> DevicePlan:
     """Learner rank r sits on device r; engine i on devices i*t to i*t + t-1; they share devices by turns.
 
     Reward workers sit beside them: with `rewards_on_devices` worker i on device i (and from the first again), else on none.
-    `judges`: devices of each judge's engine, which nobody shares.
+    `teacher_ranks` and `judges` (devices of each judge's engine): nobody shares their devices.
     """
     if tensor_parallel_size > 1 and device == "cpu":
         raise SpecError("rollout.tensor_parallel_size: engines without GPU cannot be spread over devices; set it to 1")
@@ -77,8 +78,10 @@ def plan_devices(
     if not rewards_on_devices:
         bundles += [{"CPU": REWARD_CPUS}] * reward_workers
         seats += [Seat("reward", i, num_devices + i, (), 0.0) for i in range(reward_workers)]
-    for index, size in enumerate(judges):
-        seats.append(Seat("judge", index, len(bundles), tuple(range(num_devices, num_devices + size)), 1.0))
+    alone: list[tuple[Role, int, int]] = [("teacher", rank, 1) for rank in range(teacher_ranks)]
+    alone.extend([("judge", index, size) for index, size in enumerate(judges)])
+    for role, index, size in alone:
+        seats.append(Seat(role, index, len(bundles), tuple(range(num_devices, num_devices + size)), 1.0))
         bundles.append({name: amount * size if name == "GPU" else amount for name, amount in device_bundle.items()})
         num_devices += size
     return DevicePlan(device, num_devices, tuple(bundles), tuple(seats))

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from rlflow.algorithms.batch_plan import StepPlan
-from rlflow.algorithms.distillation import DistillationObjective
+from rlflow.algorithms.distillation import DistillationObjective, TeacherAnswers
 from rlflow.algorithms.losses import PolicyLoss, SmoothedCrossEntropy
 from rlflow.algorithms.policy_batch import PolicyBatch, ScoredGroup
 from rlflow.algorithms.policy_terms import KlEstimator
@@ -133,17 +133,44 @@ class PpoLearner(Protocol):
         ...
 
 
+class Teacher(Protocol):
+    """Answers from devices of its own."""
+
+    @property
+    def num_ranks(self) -> int:
+        """For which the sequences are to be cut up."""
+        ...
+
+    async def answer_samples(self, batch: PolicyBatch, groups: Sequence[Any]) -> TeacherAnswers:
+        """For sampled completions."""
+        ...
+
+    async def answer_conversations(self, step: StepPlan, rows: Sequence[int]) -> TeacherAnswers:
+        """For tokenised rows."""
+        ...
+
+
 class DistillationLearner(Protocol):
-    """Trains a policy towards a teacher."""
+    """Trains a policy towards a teacher; without answers it has the teacher itself."""
 
     async def distill_samples(
-        self, batch: PolicyBatch, groups: Sequence[Any], objective: DistillationObjective, learning_rate: float
+        self,
+        batch: PolicyBatch,
+        groups: Sequence[Any],
+        objective: DistillationObjective,
+        learning_rate: float,
+        answers: TeacherAnswers | None,
     ) -> dict[str, float]:
         """Metrics of an optimiser step on sampled completions."""
         ...
 
     async def distill_conversations(
-        self, step: StepPlan, rows: Sequence[int], objective: DistillationObjective, learning_rate: float
+        self,
+        step: StepPlan,
+        rows: Sequence[int],
+        objective: DistillationObjective,
+        learning_rate: float,
+        answers: TeacherAnswers | None,
     ) -> dict[str, float]:
         """Metrics of an optimiser step on tokenised rows."""
         ...

@@ -1,53 +1,31 @@
 """The learner ranks as one object."""
 
-import asyncio
 from collections.abc import Sequence
 from typing import Any
 
 import ray
 from ray import ObjectRef
-from ray.exceptions import ObjectLostError, RayActorError
 
-from rlflow.actors.learner import LearnerActor, LearnerSetup
+from rlflow.actors.learner import LearnerSetup
 from rlflow.algorithms.batch_plan import StepPlan
-from rlflow.algorithms.distillation import DistillationObjective
+from rlflow.algorithms.distillation import DistillationObjective, TeacherAnswers
 from rlflow.algorithms.losses import PolicyLoss, SmoothedCrossEntropy
 from rlflow.algorithms.policy_batch import PolicyBatch
 from rlflow.algorithms.policy_terms import KlEstimator
 from rlflow.cluster.devices import DevicePlan
-from rlflow.cluster.failure import LearnerLost
 from rlflow.cluster.handles import PlannedRows
 from rlflow.cluster.placement import Placement
+from rlflow.cluster.rank_group import RankGroup
 from rlflow.spec.algorithm import PpoSpec
 
 
-class LearnerGroup:
-    """Calls every rank, and fails as a whole: if a rank dies, all are killed and `LearnerLost` is raised."""
+class LearnerGroup(RankGroup):
+    """The ranks that train."""
 
     def __init__(self, placement: Placement, plan: DevicePlan, setup: LearnerSetup, *, can_offload: bool = False) -> None:
-        self._setup = setup
+        super().__init__(placement, plan.seats_of("learner"), setup)
         self.can_offload = can_offload
         """Whether states leave the device for the rollout engines' turn."""
-        self._ranks = [placement.start(LearnerActor, seat) for seat in plan.seats_of("learner")]
-        self.buckets: tuple[Any, ...] = ()
-
-    @property
-    def num_ranks(self) -> int:
-        """Size of the group."""
-        return len(self._ranks)
-
-    async def import_libraries(self) -> None:
-        """Let the ranks import their libraries, which takes long and needs no device."""
-        await self._all("import_libraries")
-
-    async def build(self) -> None:
-        """Load the model on all ranks together."""
-        address = await self._one(self._ranks[0].rendezvous.remote())
-        world_size = len(self._ranks)
-        built = await self._gather(
-            [rank.build.remote(self._setup, index, world_size, address) for index, rank in enumerate(self._ranks)]
-        )
-        self.buckets = built[0]
 
     async def train_policy(
         self,
@@ -92,16 +70,26 @@ class LearnerGroup:
         return await self._first("train_conversations", step, list(rows), token_loss, learning_rate)
 
     async def distill_samples(
-        self, batch: PolicyBatch, groups: Sequence[ObjectRef], objective: DistillationObjective, learning_rate: float
+        self,
+        batch: PolicyBatch,
+        groups: Sequence[ObjectRef],
+        objective: DistillationObjective,
+        learning_rate: float,
+        answers: TeacherAnswers | None,
     ) -> dict[str, float]:
-        """Metrics of one optimiser step on sampled completions."""
-        return await self._first("distill_samples", ray.put(batch), list(groups), objective, learning_rate)
+        """Metrics of one optimiser step on sampled completions; without answers the ranks have the teacher."""
+        return await self._first("distill_samples", ray.put(batch), list(groups), objective, learning_rate, answers)
 
     async def distill_conversations(
-        self, step: StepPlan, rows: Sequence[int], objective: DistillationObjective, learning_rate: float
+        self,
+        step: StepPlan,
+        rows: Sequence[int],
+        objective: DistillationObjective,
+        learning_rate: float,
+        answers: TeacherAnswers | None,
     ) -> dict[str, float]:
-        """Metrics of one optimiser step on tokenised rows."""
-        return await self._first("distill_conversations", step, list(rows), objective, learning_rate)
+        """Metrics of one optimiser step on tokenised rows; without answers the ranks have the teacher."""
+        return await self._first("distill_conversations", step, list(rows), objective, learning_rate, answers)
 
     async def evaluate_conversations(self, step: StepPlan, rows: Sequence[int]) -> dict[str, float]:
         """Metrics of held-out rows."""
@@ -147,30 +135,3 @@ class LearnerGroup:
     async def load(self, state: str) -> dict[str, Any]:
         """Restore the training state; returns what the controller stored with it."""
         return await self._first("load", state)
-
-    async def close(self) -> None:
-        """Leave the process group and end the actors."""
-        await self._all("close")
-        self.kill()
-
-    def kill(self) -> None:
-        """End the actors at once."""
-        for rank in self._ranks:
-            ray.kill(rank)
-
-    async def _first(self, method: str, *arguments: Any) -> Any:
-        return (await self._all(method, *arguments))[0]
-
-    async def _all(self, method: str, *arguments: Any) -> list[Any]:
-        return await self._gather([getattr(rank, method).remote(*arguments) for rank in self._ranks])
-
-    async def _one(self, reference: ObjectRef) -> Any:
-        return (await self._gather([reference]))[0]
-
-    async def _gather(self, references: list[ObjectRef]) -> list[Any]:
-        try:
-            return list(await asyncio.gather(*references))
-        except (RayActorError, ObjectLostError) as error:  # ranks that have their samples wait for one that lost its own
-            self.kill()
-            what = "a learner rank died" if isinstance(error, RayActorError) else "samples are gone with a node"
-            raise LearnerLost(f"{what}: {' '.join(str(error).split())}") from error

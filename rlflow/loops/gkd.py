@@ -1,11 +1,11 @@
 """On-policy distillation: train towards a teacher on the student's own completions, or on the rows' answers."""
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rlflow.algorithms.distillation import DistillationObjective, LikeliestTokensJsd, WholeVocabularyJsd
 from rlflow.algorithms.policy_batch import plan_unrewarded_batch
-from rlflow.cluster.handles import DistillationLearner
+from rlflow.cluster.handles import DistillationLearner, Teacher
 from rlflow.data.order import RowOrder
 from rlflow.loops.batch_metrics import sampling_metrics
 from rlflow.loops.conversations import ConversationLengths, plan_conversations
@@ -23,6 +23,8 @@ class GkdLoop(SamplingLoop):
     learner: DistillationLearner
     conversations: ConversationLengths | None
     """The rows' answers; None if every step is on-policy."""
+    teacher: Teacher | None = None
+    """On devices of its own; None if the learner has it."""
 
     async def take_step(self, step: int, rows: list[int], clock: StepClock) -> StepResult:
         """Train on completions of the student, or on answers of rows."""
@@ -32,21 +34,30 @@ class GkdLoop(SamplingLoop):
         if not is_on_policy(self.spec, step):
             return await self._learn_from_answers(objective, rate, clock)
         sampled = await self.sample(step, rows, clock)
-        batch = plan_unrewarded_batch([group.scored() for group in sampled.groups], token_mean_settings(self.spec))
-        arrays = [group.arrays for group in sampled.groups]
-        metrics = await self.learn(clock, lambda: self.learner.distill_samples(batch, arrays, objective, rate))
+        scored, arrays = [group.scored() for group in sampled.groups], [group.arrays for group in sampled.groups]
+        settings, answers = token_mean_settings(self.spec), None
+        if self.teacher is not None:
+            settings_there = replace(settings, num_ranks=self.teacher.num_ranks, sequence_parallel=1)
+            with clock.phase("teacher"):
+                answers = await self.teacher.answer_samples(plan_unrewarded_batch(scored, settings_there), arrays)
+        batch = plan_unrewarded_batch(scored, settings)
+        metrics = await self.learn(clock, lambda: self.learner.distill_samples(batch, arrays, objective, rate, answers))
         metrics |= sampling_metrics(sampled.groups, batch) | {"on_policy": 1}
         return StepResult(metrics, sampled_tokens(sampled), sampled, batch)
 
     async def _learn_from_answers(self, objective: DistillationObjective, rate: float, clock: StepClock) -> StepResult:
         """Answers have an order of their own: rows may be too long as conversations, but not as prompts."""
         assert self.conversations is not None, "rows without answers"
-        answers = self.conversations
-        order = RowOrder(len(answers.tokens), self.spec.data.seed, self.spec.data.shuffle)
+        lengths = self.conversations
+        order = RowOrder(len(lengths.tokens), self.spec.data.seed, self.spec.data.shuffle)
         rows = order.rows(self.state.cursor, self.spec.prompts_per_step)
-        plan = plan_conversations(answers, rows, self.spec.learner)
-        metrics = await self.learn(clock, lambda: self.learner.distill_conversations(plan, rows, objective, rate))
-        return StepResult(metrics | {"on_policy": 0}, sum(answers.tokens[row] for row in rows))
+        plan, said = plan_conversations(lengths, rows, self.spec.learner), None
+        if self.teacher is not None:
+            there = self.spec.learner.model_copy(update={"num_ranks": self.teacher.num_ranks, "sequence_parallel": 1})
+            with clock.phase("teacher"):
+                said = await self.teacher.answer_conversations(plan_conversations(lengths, rows, there), rows)
+        metrics = await self.learn(clock, lambda: self.learner.distill_conversations(plan, rows, objective, rate, said))
+        return StepResult(metrics | {"on_policy": 0}, sum(lengths.tokens[row] for row in rows))
 
 
 def is_on_policy(spec: GkdJob, step: int) -> bool:

@@ -57,6 +57,7 @@ METRICS: dict[str, str] = {
     "step_seconds": "wall-clock time of the step, seconds",
     "generate_seconds": "time in which completions were sampled, seconds",
     "reward_seconds": "time in which the loop waited for rewards alone, seconds",
+    "teacher_seconds": "time in which a teacher on devices of its own answered, seconds",
     "learn_seconds": "time of the learner's passes and optimiser step, seconds",
     "hand_over_seconds": "time in which engines and learner changed places on the devices, without the sync, seconds",
     "sleep_seconds": "part of hand_over_seconds: engines free their memory, seconds",

@@ -194,6 +194,10 @@ class GkdSpec(Spec):
 class TeacherSpec(OtherModelSpec):
     """The teacher: a language model with the vocabulary of `model`, which is not trained."""
 
+    num_ranks: int | None = Field(default=None, ge=1)
+    """Ranks on devices of the teacher's own, over which its weights are partitioned; null: it shares the learner's devices, with
+    GPUs by turns."""
+
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
         if not self.is_given:

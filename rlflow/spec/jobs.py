@@ -176,8 +176,8 @@ class GkdJob(RolloutJob):
 
     @property
     def num_learners(self) -> int:
-        """Student and teacher."""
-        return 2
+        """The student, and a teacher without devices of its own."""
+        return 2 if self.teacher.num_ranks is None else 1
 
     @property
     def other_models(self) -> dict[str, ModelSpec]:

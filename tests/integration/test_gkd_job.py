@@ -34,16 +34,17 @@ def of_answers():
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, ray_head):
     """A teacher, its answers and a student that trains on them (sequence-level distillation); a few steps of the packaged
-    spec with the same teacher, without rewards.
+    spec with the same teacher on devices of its own, without rewards.
     """
     folder = tmp_path_factory.mktemp("gkd")
     ready = yaml.safe_load(QUICKSTART.read_text())
     del ready["rewards"]
     ready["model"]["random"]["characters"] = MODEL["random"]["characters"]
-    ready["teacher"]["from_run"] = "warm"
+    ready["teacher"] = {"from_run": "warm", "num_ranks": 2}
+    ready["reward_pool"] = {"num_workers": 1}
     ready["data"]["held_out"] = 0
     ready["data"]["sources"][0]["size"] = 400
-    ready["gkd"] |= {"top_k": None, "on_policy_fraction": 1}
+    ready["gkd"] |= {"top_k": None, "on_policy_fraction": 0.5}
     sources = gkd_spec()["data"]["sources"]
     answers = {
         "kind": "infer",
@@ -52,7 +53,7 @@ def folder(tmp_path_factory, ray_head):
         "data": {"sources": sources, "max_prompt_tokens": 32},
         "rollout": {"temperature": 1.0, "max_completion_tokens": 4},
     }
-    specs = [sft_spec(steps=20), answers, gkd_spec(data=of_answers()), {**ready, "steps": 6}]
+    specs = [sft_spec(steps=20), answers, gkd_spec(data=of_answers()), {**ready, "steps": 8}]
     result = run(folder, *(write_job(folder, spec) for spec in specs), env=ray_head.driver_env)
     assert result.returncode == 0, result.stdout + result.stderr
     return folder
@@ -77,9 +78,13 @@ def test_rows_hold_what_is_to_be_watched(folder):
     assert "eval_digits" in rows[0] and "eval_digits" in rows[-1]
 
 
-def test_the_quickstart_trains_without_rewards_too(folder):
+def test_the_quickstart_trains_with_a_teacher_elsewhere_and_without_rewards(folder):
     rows = metrics(folder / "runs" / "quickstart_gkd")
-    assert [row["on_policy"] for row in rows] == [1] * 6
+    assert {row["on_policy"] for row in rows} == {0, 1}
+    assert all(row["teacher_seconds"] > 0 for row in rows)
+    divergences = [row["divergence_mean"] for row in rows if row["on_policy"] == 0]
+    assert divergences[-1] < 0.8 * divergences[0]
+    assert all(0 < row["divergence_mean"] < divergences[0] for row in rows if row["on_policy"] == 1)
     assert not any(name.startswith(("reward_mean", "groups_zero", "teacher_rest")) for row in rows for name in row)
 
 

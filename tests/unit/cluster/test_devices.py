@@ -93,3 +93,10 @@ def test_judges_have_devices_of_their_own():
     assert devices.bundles[-2:] == ({"GPU": 2.0, "CPU": 2.0}, {"GPU": 1.0, "CPU": 2.0})
     assert places(devices.seats_of("judge")) == [(0, 3, (2, 3), 1.0), (1, 4, (4,), 1.0)]
     assert places(devices.seats_of("reward")) == [(0, 2, (), 0.0)]
+
+
+def test_a_teacher_has_devices_of_its_own_before_judges():
+    devices = plan(teacher_ranks=2, judges=[1])
+    assert devices.num_devices == 5
+    assert places(devices.seats_of("teacher")) == [(0, 3, (2,), 1.0), (1, 4, (3,), 1.0)]
+    assert places(devices.seats_of("judge")) == [(0, 5, (4,), 1.0)]

@@ -175,6 +175,19 @@ def test_the_engine_leaves_the_reward_model_its_memory():
     assert settle(infer, LARGE, {}, on_gpu=True, device_gib=79.2).rollout.gpu_memory_utilization < 0.85
 
 
+def test_a_teacher_has_gpus_of_its_own_or_shares_the_machine():
+    alone = gkd(teacher={"path": "t", "num_ranks": 2})
+    without = grpo(residency="turns", learner={"zero_stage": 1})
+    student, beside = estimate(without, {}), estimate(alone, {"teacher": LARGE})
+    assert (beside.peak, beside.host) == (student.peak, student.host), "nothing of it is on the student's devices"
+    half = LARGE.num_parameters * 2 / 2 / 2**30
+    assert half < beside.teacher < half + 4
+    on_cpu = {"on_gpu": False}
+    assert estimate(alone, {}, **on_cpu).peak == pytest.approx(
+        estimate(without, {}, **on_cpu).peak + estimate(alone, {}, **on_cpu).teacher
+    )
+
+
 def test_judges_have_gpus_of_their_own_or_share_the_machine():
     judge = {"type": "judge", "model": "j", "prompt": "{completion}", "engine": {"num_workers": 2, "cpu_kv_cache_gib": 3}}
     plain, judged = grpo(), grpo(rewards=[{"type": "accuracy"}, judge])

@@ -137,6 +137,20 @@ def test_a_judge_must_fit_its_gpus():
     assert problems("3x40") == []
 
 
+def test_a_teacher_on_gpus_of_its_own_must_fit_them_and_there_must_be_enough():
+    def problems(ranks: int, devices: str) -> list[str]:
+        teacher = {"path": "Qwen/Qwen3-14B", "num_ranks": ranks}
+        job = spec("gkd", "Qwen3-0.6B", teacher=teacher, rollout={"max_completion_tokens": 256})
+        return plan_job(parse_job(job), parse_devices(devices)).problems
+
+    assert problems(1, "2x80") == problems(2, "3x40") == []
+    (problem,) = problems(1, "2x24")
+    assert problem.startswith("teacher: it needs about ") and "there are 24.0; change teacher.num_ranks (more)" in problem
+    assert problems(1, "1x80") == [
+        "learner.num_ranks, rollout.num_workers: 1 ranks and 1 engines and 1 teacher ranks need 2 GPUs, there are 1"
+    ]
+
+
 def test_kernels_of_gpus_are_refused_on_a_processor():
     job = parse_job(spec("sft", "Qwen3-0.6B", learner={"liger_kernel": True}))
     assert plan_job(job, Devices("cpu", 2, 1000.0)).problems == ["learner.liger_kernel: the kernels need a GPU; set it to auto"]
