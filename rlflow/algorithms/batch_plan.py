@@ -1,5 +1,6 @@
 """Which rank computes which sequences, in which micro-batches: a pure function of lengths."""
 
+import bisect
 import heapq
 import math
 from collections.abc import Sequence
@@ -94,18 +95,34 @@ def _balanced(sequences: Sequence[int], lengths: Sequence[int], parts: int) -> l
 
 
 def _bins(shard: list[int], units: Sequence[Sequence[int]], budget: int, packing: bool) -> list[list[int]]:
-    """As few micro-batches as a greedy assignment finds, and those evenly filled. `units`: the lengths of each unit."""
+    """As few micro-batches as best-fit-decreasing finds, or fewer, evenly filled if so many can be. `units`: the lengths of each
+    unit."""
     if not shard:
         return []
     if not packing:
         return _padded_bins(shard, units, budget)
     sizes = [sum(unit) for unit in units]
     total = sum(min(sizes[i], budget) for i in shard)  # a larger unit needs one micro-batch, not several
-    for count in range(math.ceil(total / budget), len(shard) + 1):
+    tight = _best_fit_decreasing(shard, sizes, budget)
+    for count in range(math.ceil(total / budget), len(tight) + 1):
         bins = _balanced(shard, sizes, count)
         if all(len(members) == 1 or sum(sizes[i] for i in members) <= budget for members in bins):
             return [members for members in bins if members]
-    raise AssertionError("one unit a micro-batch always fits")
+    return tight
+
+
+def _best_fit_decreasing(shard: Sequence[int], sizes: Sequence[int], budget: int) -> list[list[int]]:
+    """Largest first, each to the fullest bin that has room for it (Johnson 1973); one larger than the budget is alone."""
+    bins: list[list[int]] = []
+    room: list[tuple[int, int]] = []  # (tokens left, bin), least first
+    for unit in sorted(shard, key=lambda i: (-sizes[i], i)):
+        place = bisect.bisect_left(room, (sizes[unit], 0))
+        left, index = room.pop(place) if place < len(room) else (budget, len(bins))
+        if index == len(bins):
+            bins.append([])
+        bins[index].append(unit)
+        bisect.insort(room, (max(left - sizes[unit], 0), index))
+    return bins
 
 
 def _padded_bins(shard: list[int], units: Sequence[Sequence[int]], budget: int) -> list[list[int]]:

@@ -74,6 +74,12 @@ def test_packed_micro_batches_are_few_and_evenly_filled():
     assert sorted(sum(lengths[i] for i in members) for members in micro_batches) == [100, 100]
 
 
+def test_bins_that_can_only_be_full_are_filled_best_fit_first():
+    """Evenly, 3 3 2 2 2 would need three bins of six tokens."""
+    assert real(plan([3, 3, 2, 2, 2], budget=6)) == [[(0, 1), (2, 3, 4)]]
+    assert real(plan([4, 3, 2, 2, 1], budget=6)) == [[(0, 3), (1, 2, 4)]], "evenly where so few bins can be even"
+
+
 def test_padded_micro_batches_hold_neighbours_in_length():
     lengths = [5, 50, 6, 48, 4]
     assert real(plan(lengths, budget=100, packing=False)) == [[(1, 3), (2, 0, 4)]]
