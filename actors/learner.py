@@ -122,35 +122,17 @@ class LearnerActor:
         learning_rates: Sequence[float],
         on_policy: bool,
     ) -> list[dict[str, float]]:
-        """The batch's optimiser steps (collective). Old and reference log-probabilities, and entropies for a mask, are
-        computed once, before the first.
-        """
+        """The batch's optimiser steps (collective)."""
+        from rlflow.learner.grpo import train_policy
+
         sequences = self._policy_sequences(batch, groups)
-        steps, needs_reference = batch.plan.steps, token_loss.kl_coefficient > 0
-        old = None if on_policy else self._learner.score_all(steps, sequences)
-        reference = self._learner.score_all(steps, sequences, reference=True) if needs_reference else None
-        scores = {"old_logprobs": old, "reference_logprobs": reference}
-        known = {name: values for name, values in scores.items() if values is not None}
-        if token_loss.top_entropy_quantile < 1:
-            masks = [
-                self._learner.entropy_mask(step, sequences, token_loss.top_entropy_quantile)
-                for step in {id(step): step for step in steps}.values()
-            ]
-            known["entropy_mask"] = {i: mask for step_masks in masks for i, mask in step_masks.items()}
-        return [
-            self._learner.train_step(step, sequences, token_loss, learning_rate=rate, known=known)
-            for step, rate in zip(steps, learning_rates, strict=True)
-        ]
+        return train_policy(self._learner, batch.plan.steps, sequences, token_loss, learning_rates, on_policy=on_policy)
 
     def sequence_kl(self, batch: PolicyBatch, groups: Sequence[ObjectRef], estimator: KlEstimator) -> dict[int, float]:
         """KL of the policy, as it is, from the reference for this rank's samples, summed over tokens (collective)."""
-        from rlflow.algorithms.policy_terms import kl_estimate
+        from rlflow.learner.grpo import sequence_kl
 
-        sequences = self._policy_sequences(batch, groups)
-        steps = list(batch.plan.steps)
-        policy = self._learner.score_all(steps, sequences)
-        reference = self._learner.score_all(steps, sequences, reference=True)
-        return {i: float(kl_estimate(policy[i], reference[i], estimator).sum()) for i in policy}
+        return sequence_kl(self._learner, batch.plan.steps, self._policy_sequences(batch, groups), estimator)
 
     def refresh_reference(self) -> None:
         """The policy becomes its own reference."""

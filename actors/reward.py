@@ -1,11 +1,10 @@
 """The Ray actor of one reward worker."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import ray
 
-from rlflow.rewards.api import RewardSample
+from rlflow.actors.reward_samples import PromptRow, reward_samples
 from rlflow.rewards.scorer import RewardScorer, SampleScore
 from rlflow.rollout.completions import CompletionGroup
 from rlflow.spec.rewards import RewardSpec, on_processor
@@ -21,15 +20,6 @@ class RewardSetup:
     working_dir: str
     num_threads: int | None = None
     """CPU threads of a judge's engine; None leaves torch's default."""
-
-
-@dataclass(frozen=True, slots=True)
-class PromptRow:
-    """The row a prompt came from, as rewards see it."""
-
-    messages: list[dict[str, Any]]
-    text: str
-    columns: dict[str, Any]
 
 
 class RewardActor:
@@ -54,21 +44,7 @@ class RewardActor:
     def score(self, row: PromptRow, group: CompletionGroup) -> tuple[list[SampleScore], list[str]]:
         """Score a group: scores for the controller, and the completions' texts for logs."""
         texts = self._tokenizer.decode_batch([list(c.token_ids) for c in group.completions])
-        samples = [
-            RewardSample(
-                prompt_id=group.prompt_id,
-                sample_index=index,
-                messages=row.messages,
-                prompt=row.text,
-                completion=text,
-                completion_tokens=len(completion.token_ids),
-                completion_token_ids=completion.token_ids.tolist(),
-                finish_reason=completion.finish_reason,
-                columns=row.columns,
-            )
-            for index, (text, completion) in enumerate(zip(texts, group.completions, strict=True))
-        ]
-        return self._scorer.score(samples), texts
+        return self._scorer.score(reward_samples(row, group, texts)), texts
 
     def close(self) -> None:
         """Stop the plugin processes."""

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from rlflow.actors.reward import PromptRow
+from rlflow.actors.reward_samples import PromptRow
 from rlflow.actors.rollout import RolloutSetup
 from rlflow.cluster.closing import close_run
 from rlflow.cluster.devices import DevicePlan, plan_devices

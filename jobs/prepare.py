@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from rlflow.actors.reward import PromptRow
+from rlflow.actors.reward_samples import PromptRow
 from rlflow.data.order import RowOrder, VisitOrder
 from rlflow.data.rows import Rows
 from rlflow.data.stream import RowStream

@@ -8,7 +8,8 @@ from typing import Any
 import ray
 from ray import ObjectRef
 
-from rlflow.actors.reward import PromptRow, RewardActor, RewardSetup
+from rlflow.actors.reward import RewardActor, RewardSetup
+from rlflow.actors.reward_samples import PromptRow
 from rlflow.cluster.devices import DevicePlan
 from rlflow.cluster.failure import unless_lost
 from rlflow.cluster.judges import JudgeGroup

@@ -9,7 +9,7 @@ from typing import Any
 
 from ray import ObjectRef
 
-from rlflow.actors.reward import PromptRow
+from rlflow.actors.reward_samples import PromptRow
 from rlflow.algorithms.policy_batch import ScoredGroup
 from rlflow.cluster.dispatch import Dispatch
 from rlflow.cluster.failure import unless_lost

@@ -108,10 +108,14 @@ class Learner:
         assert isinstance(self._reference, SwappedReference)
         self._reference.refresh()
 
-    def entropy_mask(self, step: StepPlan, sequences: Mapping[int, TrainSequence], quantile: float) -> Scores:
-        """1 for each of this rank's trained tokens whose entropy is among the `quantile` highest of the step, else 0. The step's
+    def entropy_masks(self, steps: Iterable[StepPlan], sequences: Mapping[int, TrainSequence], quantile: float) -> Scores:
+        """1 for each of this rank's trained tokens whose entropy is among the `quantile` highest of its step, else 0. A step's
         tokens are those of all ranks.
         """
+        masks = [self._entropy_mask(step, sequences, quantile) for step in _distinct(steps)]
+        return {i: mask for of_step in masks for i, mask in of_step.items()}
+
+    def _entropy_mask(self, step: StepPlan, sequences: Mapping[int, TrainSequence], quantile: float) -> Scores:
         entropies = self._scores(step, sequences, lambda output: output.scores.entropy_N)
         counted = self.own_sequences([step])
         parts = self._gathered([entropies[i] for i in sorted(counted)])
@@ -145,8 +149,8 @@ class Learner:
 
     def score_all(self, steps: Iterable[StepPlan], sequences: Mapping[int, TrainSequence], *, reference: bool = False) -> Scores:
         """`score` of several steps; a step that comes again, in a later epoch, once."""
-        distinct = {id(step): step for step in steps}.values()
-        return {i: values for step in distinct for i, values in self.score(step, sequences, reference=reference).items()}
+        scores = [self.score(step, sequences, reference=reference) for step in _distinct(steps)]
+        return {i: values for of_step in scores for i, values in of_step.items()}
 
     def own_sequences(self, steps: Iterable[StepPlan]) -> set[int]:
         """Sequences that count on this rank and no other: those of its micro-batches but padding."""
@@ -299,6 +303,11 @@ class Learner:
         """Free the engine and leave the process group."""
         self.release()
         leave_process_group()
+
+
+def _distinct(steps: Iterable[StepPlan]) -> Iterable[StepPlan]:
+    """Each step once: later epochs have the same ones."""
+    return {id(step): step for step in steps}.values()
 
 
 def _build_model(

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from transformers.utils import logging
 
+from rlflow.actors.learner import LearnerActor, LearnerSetup
 from rlflow.learner.learner import Learner
 from rlflow.learner.process_group import RankInfo
 from rlflow.spec.learner import LearnerSpec
@@ -32,12 +33,23 @@ class Rank:
     def build(self, model: ModelSpec, spec: LearnerSpec, **options: Any) -> Learner:
         """A learner in place of the last one; the process group is kept."""
         assert model.path is not None
+        self._forget()
+        self._learner = Learner(model.path, model, spec, self.info, **options)
+        return self._learner
+
+    def act(self, setup: LearnerSetup) -> LearnerActor:
+        """What Ray would run as this rank's actor, in place of the last learner; the process group is kept."""
+        self._forget()
+        actor, info = LearnerActor("learner"), self.info
+        actor.build(setup, info.rank, info.world_size, (info.master_address, info.master_port))
+        self._learner = actor._learner
+        return actor
+
+    def _forget(self) -> None:
         from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
         self._learner = None
         unset_hf_deepspeed_config()  # an older learner's stage must not partition the model while it is loaded
-        self._learner = Learner(model.path, model, spec, self.info, **options)
-        return self._learner
 
     def weights(self) -> dict[str, np.ndarray]:
         """The exported weights, as a rollout engine would read them (collective)."""

@@ -11,6 +11,7 @@ import torch
 
 from rlflow.algorithms.losses import PolicyLoss
 from rlflow.errors import LearnerError
+from rlflow.learner.grpo import known_scores, sequence_kl
 from rlflow.learner.sequences import TrainSequence
 from rlflow.spec.learner import LearnerSpec, OptimizerSpec
 from rlflow.spec.model import ModelSpec
@@ -255,6 +256,19 @@ def test_reference_stays_and_policy_comes_back(models, groups, ranks, stage):
         assert _equal(end.policy_again, end.policy), "scoring the reference left the policy as it was"
 
 
+@pytest.mark.parametrize("sequence_parallel", [1, 2])
+def test_the_kl_of_a_completion_is_the_same_on_more_ranks(models, groups, sequence_parallel):
+    """That which `grpo.kl_in: reward` takes off rewards; after a step, as the policy starts as its reference."""
+    alone = Case(models.tied)
+    (expected,) = groups[1].run(kl_after_a_step, alone)
+    assert expected.keys() == set(alone.batch.sequences)
+    assert min(abs(kl) for kl in expected.values()) > 1e-3
+    ranks = groups[2].run(kl_after_a_step, replace(alone, ranks=2, sequence_parallel=sequence_parallel))
+    assert (ranks[0].keys() == ranks[1].keys()) == (sequence_parallel == 2)
+    for found in (ranks[0] | ranks[1], ranks[1] | ranks[0]):
+        assert found == pytest.approx(expected, rel=1e-3, abs=1e-4)
+
+
 @pytest.mark.parametrize(("ranks", "stage"), [(1, 3), (2, 3), (1, 2)])
 def test_policy_comes_back_when_scoring_fails(models, groups, ranks, stage):
     for same in groups[ranks].run(fail_in_reference, Case(models.tied, ranks, zero_stage=stage)):
@@ -299,15 +313,7 @@ def train(rank: Rank, case: Case) -> Training:
     learner = case.build(rank, keep_reference=True)
     batch = case.batch
     steps = batch.plan.plan.steps
-    old: dict[int, Any] = {}
-    reference: dict[int, Any] = {}
-    for step in steps:
-        old |= learner.score(step, batch.sequences)
-        reference |= learner.score(step, batch.sequences, reference=True)
-    known = {"old_logprobs": old, "reference_logprobs": reference}
-    if case.loss.top_entropy_quantile < 1:
-        masks = [learner.entropy_mask(step, batch.sequences, case.loss.top_entropy_quantile) for step in steps]
-        known["entropy_mask"] = {number: mask for step_masks in masks for number, mask in step_masks.items()}
+    known = known_scores(learner, steps, batch.sequences, case.loss, on_policy=False)
     metrics = []
     for step in steps:
         if case.moves:
@@ -360,6 +366,14 @@ def score_policy_and_reference(rank: Rank, case: Case, num_steps: int) -> Scores
         return {number: values.numpy() for step in scores for number, values in step.items()}
 
     return Scores(score(), score(reference=True), score())
+
+
+def kl_after_a_step(rank: Rank, case: Case) -> dict[int, float]:
+    """This rank's share of what `PolicyLearner.sequence_kl` returns."""
+    learner, batch = case.build(rank, keep_reference=True), case.batch
+    steps = batch.plan.plan.steps
+    learner.train_step(steps[0], batch.sequences, LOSS, learning_rate=LEARNING_RATE)
+    return sequence_kl(learner, steps, batch.sequences, "k1")
 
 
 def fail_in_reference(rank: Rank, case: Case) -> bool:

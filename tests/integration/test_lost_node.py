@@ -8,7 +8,8 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from rlflow.actors.reward import PromptRow, RewardActor, RewardSetup
+from rlflow.actors.reward import RewardActor, RewardSetup
+from rlflow.actors.reward_samples import PromptRow
 from rlflow.cluster.failure import LearnerLost, unless_lost
 from rlflow.cluster.learner_group import LearnerGroup
 from rlflow.cluster.sampler import Sampler

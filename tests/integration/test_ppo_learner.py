@@ -38,6 +38,8 @@ class Case:
     takes_turns: bool = False
     lora: LoraSpec | None = None
     settings: str = "default"
+    critic: str | None = None
+    """A reward model that the critic starts from; None: the policy's model."""
 
     @property
     def ppo(self) -> PpoSpec:
@@ -74,9 +76,20 @@ def model(tmp_path_factory) -> str:
 
 
 @pytest.fixture(scope="module")
+def reward_model(model, tmp_path_factory) -> str:
+    """With a head that is not zero, as `kind: rm` writes it."""
+    from transformers import AutoModelForSequenceClassification
+
+    directory = str(tmp_path_factory.mktemp("model") / "reward")
+    torch.manual_seed(1)
+    AutoModelForSequenceClassification.from_pretrained(model, num_labels=1).save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
 def expected(model) -> Any:
-    """Plain training by settings, each once."""
-    return cache(lambda settings: plain_ppo(Case(model, settings=settings)))
+    """Plain training by settings and reward model, each once."""
+    return cache(lambda settings, critic: plain_ppo(Case(model, settings=settings, critic=critic)))
 
 
 @pytest.mark.parametrize(
@@ -93,14 +106,34 @@ def expected(model) -> Any:
     ids=str,
 )
 def test_equal_to_plain_training(model, groups, expected, cut):
-    case = Case(model, **cut)
+    check(Case(model, **cut), groups, expected)
+
+
+def check(case, groups, expected):
     results = groups[case.ranks].run(train, case)
     assert all(result == results[0] for result in results), "ranks disagree"
-    plain = expected(case.settings)
+    plain = expected(case.settings, case.critic)
     assert len(results[0]) == len(plain) == ROUNDS * STEPS * EPOCHS
     for step, plain_step in zip(results[0], plain, strict=True):
         # a mean of whitened advantages nearly cancels; what it is made of has the size of 1
         assert {name: step[name] for name in plain_step} == pytest.approx(plain_step, rel=1e-5, abs=1e-5)
+
+
+@pytest.mark.parametrize(("ranks", "stage"), [(1, 1), (2, 3)])
+def test_a_critic_starts_as_the_reward_model_it_comes_from(model, reward_model, groups, expected, ranks, stage):
+    """Its values are that model's scores of what has been said so far, and it trains on from there."""
+    case = Case(model, ranks, zero_stage=stage, critic=reward_model)
+    values = {i: found for rank in groups[ranks].run(first_values, case) for i, found in rank.items()}
+    assert values.keys() == set(case.batch.sequences)
+    scorer = load_critic(case)
+    scorer.config.pad_token_id = None  # which the batch holds like any other token
+    for i in range(0, len(values), 8):
+        sequence = case.batch.sequences[i]
+        with torch.no_grad():
+            scores = [scorer(input_ids=torch.from_numpy(sequence.token_ids[None, :t])).logits.item() for t in sequence.trained]
+        assert np.abs(scores).max() > 0.1
+        np.testing.assert_allclose(values[i], scores, rtol=1e-4, atol=1e-5)
+    check(case, groups, expected)
 
 
 def test_adapters_of_policy_and_critic_train_however_the_batch_is_cut_up(model, groups):
@@ -143,7 +176,7 @@ def build(rank: Rank, case: Case) -> Roles:
     critic = case.learner.model_copy(update={"optimizer": OptimizerSpec(learning_rate=CRITIC_RATE, epsilon=1e-5)})
     roles = Roles(takes_turns=case.takes_turns)
     roles.build("policy", lambda: rank.build(spec, case.learner, temperature=TEMPERATURE, keep_reference=True))
-    roles.build("critic", partial(Learner, case.model, spec, critic, info, role="value"))
+    roles.build("critic", partial(Learner, case.critic or case.model, spec, critic, info, role="value"))
     roles.hold("policy")
     return roles
 
@@ -161,6 +194,11 @@ def step_on(roles: Roles, case: Case, *, warms_up: bool = False) -> list[dict[st
 def train(rank: Rank, case: Case) -> list[dict[str, float]]:
     roles = build(rank, case)
     return [metrics for _ in range(ROUNDS) for metrics in step_on(roles, case)]
+
+
+def first_values(rank: Rank, case: Case) -> dict[int, np.ndarray]:
+    critic, batch = build(rank, case)["critic"], case.batch
+    return {i: values.numpy() for i, values in critic.score_all(batch.plan.plan.steps, batch.sequences).items()}
 
 
 def warm_up(rank: Rank, case: Case, rounds: int) -> tuple[Any, ...]:
@@ -186,15 +224,20 @@ def load_train(rank: Rank, case: Case, directory: Any) -> list[dict[str, float]]
 # ---- the same with transformers and torch alone, formulas spelled out
 
 
-def plain_ppo(case: Case) -> list[dict[str, float]]:
+def load_critic(case: Case) -> Any:
     from transformers import AutoModelForSequenceClassification
 
-    path, batch, spec = case.model, case.batch, case.learner
-    policy, reference = load_plain(path), load_plain(path)
     critic = AutoModelForSequenceClassification.from_pretrained(
-        path, dtype=torch.float32, attn_implementation="eager", num_labels=1
+        case.critic or case.model, dtype=torch.float32, attn_implementation="eager", num_labels=1
     )
-    torch.nn.init.zeros_(critic.score.weight)
+    if case.critic is None:
+        torch.nn.init.zeros_(critic.score.weight)
+    return critic
+
+
+def plain_ppo(case: Case) -> list[dict[str, float]]:
+    path, batch, spec = case.model, case.batch, case.learner
+    policy, reference, critic = load_plain(path), load_plain(path), load_critic(case)
     optimizers = [plain_adamw(policy, spec, RATE), plain_adamw(critic, spec, CRITIC_RATE)]
     metrics = []
     for _ in range(ROUNDS):

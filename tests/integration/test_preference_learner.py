@@ -1,19 +1,24 @@
 """Training on preferences equals plain PyTorch, however the batch is cut up; the reference stays what it was."""
 
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from rlflow.algorithms.kto_loss import KtoLoss, mismatched_kl
-from rlflow.algorithms.pair_losses import PairObjective, Plugin, Sft, Sigmoid
+from rlflow.actors.learner import LearnerSetup
+from rlflow.algorithms.kto_loss import KtoLoss
+from rlflow.algorithms.pair_losses import Cpo, Orpo, PairObjective, Plugin, Sft, Sigmoid, Simpo
 from rlflow.algorithms.reward_model_loss import RewardModelLoss
+from rlflow.data.arrow_file import write_arrow
 from rlflow.data.characters import build_character_tokenizer
+from rlflow.data.tokenized import CONVERSATION_SCHEMA, EncodedConversation, conversation_batch
 from rlflow.learner.sequences import TrainSequence
-from rlflow.loops.preference import plan_sequences
+from rlflow.loops.preference import plan_scoring, plan_sequences
 from rlflow.spec.learner import LearnerSpec, OptimizerSpec
 from rlflow.spec.model import LoraSpec, ModelSpec
 from tests.integration.engines import save_tiny_model
@@ -66,52 +71,79 @@ class Case:
     """None: that of the kind."""
     rows: tuple[int, ...] = tuple(range(ROWS))
     """Of the data, in the order of the step."""
+    stores_reference: bool = False
+    zero_stage: Any = 3
+    sequence_parallel: int = 1
+    expert_parallel: int = 1
 
     @property
     def learner(self) -> LearnerSpec:
         return LearnerSpec(
             num_ranks=self.ranks,
-            zero_stage=3,
+            zero_stage=self.zero_stage,
             micro_batch_tokens=self.micro_batch_tokens,
             packing=self.packing,
+            sequence_parallel=self.sequence_parallel,
+            expert_parallel=self.expert_parallel,
             gradient_checkpointing="none",
             max_grad_norm=1e6,
             optimizer=OptimizerSpec(learning_rate=LEARNING_RATE, epsilon=1e-5, weight_decay=0.0),
             timeout_s=60.0,
         )
 
+    @property
+    def setup(self) -> LearnerSetup:
+        """As the job's."""
+        folder = Path(self.model).parent
+        needs_reference = (self.objective or OBJECTIVES[self.kind]).needs_reference
+        return LearnerSetup(
+            model_path=self.model,
+            tokenizer_path="",
+            model=ModelSpec(path=self.model, dtype="float32"),
+            learner=self.learner,
+            temperature=1.0,
+            seed=0,
+            keep_reference=needs_reference and not self.stores_reference,
+            num_threads=None,
+            conversations=(str(folder / "rows.arrow"),),
+            references=(str(folder / f"{self.kind}-{self.ranks}.reference.arrow"),) if self.stores_reference else (),
+            role="value" if self.kind == "rm" else "policy",
+        )
+
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory) -> dict[str, str]:
-    """A language model, and a reward model whose head is not zero."""
+    """Language models, and a reward model whose head is not zero; the data beside them."""
     from transformers import AutoModelForSequenceClassification
 
     folder = tmp_path_factory.mktemp("models")
+    rows = [EncodedConversation("", sequence.token_ids.tolist(), sequence.loss_weights) for sequence in DATA]
+    batch = conversation_batch(rows, [sequence.label for sequence in DATA])
+    write_arrow(folder / "rows.arrow", CONVERSATION_SCHEMA, [batch], len(rows))
     policy = save_tiny_model(folder / "policy", tied=True)
+    experts = save_tiny_model(folder / "experts", tied=False, experts=4)
     torch.manual_seed(1)
     AutoModelForSequenceClassification.from_pretrained(policy, num_labels=1).save_pretrained(folder / "reward")
-    return {"dpo": policy, "kto": policy, "rm": str(folder / "reward")}
+    return {"dpo": policy, "kto": policy, "rm": str(folder / "reward"), "experts": experts}
 
 
 @pytest.fixture(scope="module")
 def expected(models) -> Any:
-    """Plain training by kind, each once."""
-    known: dict[str, Any] = {}
-
-    def look_up(kind: str) -> Any:
-        if kind not in known:
-            known[kind] = plain_training(kind, models[kind])
-        return known[kind]
-
-    return look_up
+    """Plain training by kind and model, each once."""
+    return cache(plain_training)
 
 
 @pytest.mark.parametrize(("ranks", "budget", "packing"), list(product((1, 2), (128, 4096), (True, False))))
 @pytest.mark.parametrize("kind", OBJECTIVES)
 def test_cutting_the_batch_changes_nothing(models, groups, expected, kind, ranks, budget, packing):
-    case = Case(kind, models[kind], ranks, budget, packing)
-    results = groups[ranks].run(train, case)
-    plain_metrics, plain_weights = expected(kind)
+    check(Case(kind, models[kind], ranks, budget, packing), groups, expected)
+
+
+def check(case, groups, expected):
+    if case.stores_reference:
+        groups[case.ranks].run(store_reference, case)
+    results = groups[case.ranks].run(train, case)
+    plain_metrics, plain_weights = expected(case.kind, case.model)
     for metrics, _ in results:
         for ours, plain in zip(metrics, plain_metrics, strict=True):
             assert {name: ours[name] for name in plain} == pytest.approx(plain, rel=RELATIVE, abs=RELATIVE)
@@ -123,6 +155,33 @@ def check_weights(weights, plain_weights):
         np.testing.assert_allclose(weights[name], weight, rtol=RELATIVE, atol=2 * RELATIVE, err_msg=name)
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("kind", ["dpo", "kto"])
+def test_a_stored_reference_changes_nothing(models, groups, expected, kind, ranks):
+    check(Case(kind, models[kind], ranks, stores_reference=True), groups, expected)
+
+
+@pytest.mark.parametrize("kind", ["dpo", "kto"])
+def test_ranks_that_share_sequences_train_as_one(models, groups, expected, kind):
+    check(Case(kind, models[kind], 2, sequence_parallel=2), groups, expected)
+    check(Case(kind, models["experts"], 2, sequence_parallel=2, stores_reference=True, zero_stage=1), groups, expected)
+
+
+@pytest.mark.parametrize(("kind", "stage"), [("dpo", 3), ("kto", 1)])
+def test_experts_spread_over_ranks_train_as_one(models, groups, expected, kind, stage):
+    check(Case(kind, models["experts"], 2, expert_parallel=2, zero_stage=stage), groups, expected)
+
+
+def test_losses_without_reference_do_not_depend_on_the_ranks(models, groups):
+    objective = PairObjective(((Simpo(), 1.0), (Orpo(), 0.7), (Cpo(), 0.4)))
+    (one, weights), (two, other_weights) = (
+        groups[ranks].run(train, Case("dpo", models["dpo"], ranks, objective=objective))[0] for ranks in (1, 2)
+    )
+    for step, other in zip(one, two, strict=True):
+        assert other == pytest.approx(step, rel=RELATIVE, abs=RELATIVE)
+    check_weights(other_weights, weights)
+
+
 def dpo_of_pairs(pairs, beta, alpha):
     margins = pairs.chosen_P - pairs.reference_chosen_P - (pairs.rejected_P - pairs.reference_rejected_P)
     return torch.log1p(torch.exp(-beta * margins)) - alpha * pairs.chosen_P / pairs.chosen_tokens_P
@@ -130,7 +189,7 @@ def dpo_of_pairs(pairs, beta, alpha):
 
 def test_a_plugin_trains_on_what_the_losses_here_do(models, groups, expected):
     metrics, weights = groups[1].run(train, Case("dpo", models["dpo"], objective=DPO_PLUGIN))[0]
-    plain_metrics, plain_weights = expected("dpo")
+    plain_metrics, plain_weights = expected("dpo", models["dpo"])
     for ours, plain in zip(metrics, plain_metrics, strict=True):
         assert (ours["loss"], ours["grad_norm"]) == pytest.approx((plain["loss"], plain["grad_norm"]), rel=RELATIVE)
         # its rewards are log-ratios
@@ -184,14 +243,14 @@ def train_adapters_and_save(rank: Rank, case: Case, stage: Any, directory: Any) 
     return before, learner.evaluate(step, data, OBJECTIVES["rm"])
 
 
+def store_reference(rank: Rank, case: Case) -> None:
+    """Before any rank trains, as in a job."""
+    rank.act(case.setup).store_reference(plan_scoring(TOKENS, case.learner), 0)
+
+
 def train(rank: Rank, case: Case) -> Any:
-    """As the learner's actor does it."""
-    objective: Any = case.objective or OBJECTIVES[case.kind]
-    role = "value" if case.kind == "rm" else "policy"
-    learner = rank.build(
-        ModelSpec(path=case.model, dtype="float32"), case.learner, role=role, keep_reference=objective.needs_reference
-    )
-    data = dict(enumerate(DATA))
+    """As a job does it. Metrics of each step, and the weights after the last."""
+    actor, objective = rank.act(case.setup), case.objective or OBJECTIVES[case.kind]
     firsts, seconds = [2 * row for row in case.rows], [2 * row + 1 for row in case.rows]
     if case.kind == "kto":
         planned = plan_sequences(TOKENS, firsts, case.learner, 1 / ROWS)
@@ -199,18 +258,7 @@ def train(rank: Rank, case: Case) -> Any:
     else:
         both = [sequence for row in zip(firsts, seconds, strict=True) for sequence in row]
         planned, mismatched = plan_sequences(TOKENS, both, case.learner, 1 / ROWS, in_pairs=True), None
-    metrics = []
-    for _ in range(STEPS):
-        if mismatched is not None:
-            others = {i: data[row] for i, row in enumerate(mismatched.rows)}
-            known = {"reference_logprobs": learner.score(mismatched.step, others, reference=True)}
-            kl = learner.evaluate(mismatched.step, others, mismatched_kl, known=known)["kl"]
-            objective = replace(objective, kl=max(0.0, kl))
-        mine = {i: data[row] for i, row in enumerate(planned.rows)}
-        known = {}
-        if objective.needs_reference:
-            known = {"reference_logprobs": learner.score(planned.step, mine, reference=True)}
-        metrics.append(learner.train_step(planned.step, mine, objective, learning_rate=LEARNING_RATE, known=known))
+    metrics = [actor.train_preferences(planned, mismatched, objective, LEARNING_RATE) for _ in range(STEPS)]
     return metrics, rank.weights()
 
 
