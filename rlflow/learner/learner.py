@@ -5,11 +5,11 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from rlflow.algorithms.batch_plan import MicroBatch, StepPlan
 from rlflow.algorithms.losses import Means
@@ -17,9 +17,9 @@ from rlflow.algorithms.policy_terms import entropy_threshold
 from rlflow.errors import LearnerError
 from rlflow.learner.checkpoints import CheckpointFiles, Layout
 from rlflow.learner.deepspeed_config import deepspeed_config
+from rlflow.learner.engine import GradientClipper, Role, build_model, initialize, initialize_frozen
 from rlflow.learner.export import BUCKET_BYTES, WeightExporter
-from rlflow.learner.load_model import load_causal_lm, load_value_model
-from rlflow.learner.policy_model import PolicyModel, trainable_parameters
+from rlflow.learner.policy_model import PolicyModel
 from rlflow.learner.process_group import RankInfo, join_process_group, leave_process_group
 from rlflow.learner.reference import AdapterReference, SwappedReference
 from rlflow.learner.residency import State, StateMover
@@ -36,8 +36,6 @@ objective's `level` is `sequence`.
 """
 Scores = dict[int, Tensor]
 """Sequence -> one value for each of its trained tokens, float32 [n] (what a teacher says of them: [n, ...])."""
-Role = Literal["policy", "value", "teacher"]
-"""A causal language model; one with a scalar head, a critic or a reward model; or a frozen one, without optimiser."""
 
 
 class Learner:
@@ -77,10 +75,13 @@ class Learner:
             "value": ValueModel,
             "teacher": partial(TeacherModel, num_candidates=num_candidates, num_tokens=num_tokens),
         }[role]
-        self._model = _build_model(role, build, model_path, model, spec, config)
-        self._engine = (_initialize if self.is_trained else _initialize_frozen)(self._model, config, spec, self.device)
+        self._model = build_model(role, build, model_path, model, spec, config)
+        if self.is_trained:
+            self._engine = initialize(self._model, config, spec)
+        else:
+            self._engine = initialize_frozen(self._model, config, spec, self.device)
         if spec.zero_stage == 0 and self.is_trained:
-            self._clipper = _GradientClipper(self._model, self._engine.optimizer, spec.max_grad_norm)
+            self._clipper = GradientClipper(self._model, self._engine.optimizer, spec.max_grad_norm)
         self._reference = None
         if keep_reference:
             self._reference = AdapterReference(self._model.model) if model.lora else SwappedReference(self._model)
@@ -308,68 +309,6 @@ class Learner:
 def _distinct(steps: Iterable[StepPlan]) -> Iterable[StepPlan]:
     """Each step once: later epochs have the same ones."""
     return {id(step): step for step in steps}.values()
-
-
-def _build_model(
-    role: Role, wrap: Callable[[Any], nn.Module], model_path: str, model: ModelSpec, spec: LearnerSpec, config: dict[str, Any]
-) -> Any:
-    load = load_value_model if role == "value" else load_causal_lm
-    if spec.zero_stage != 3:
-        return wrap(load(model_path, model, spec))
-    from transformers.integrations.deepspeed import HfDeepSpeedConfig
-
-    keep_alive = HfDeepSpeedConfig(config)  # transformers partitions weights while loading as long as this object lives
-    loaded = load(model_path, model, spec)
-    loaded.rlflow_deepspeed_config = keep_alive
-    return wrap(loaded)
-
-
-def _initialize_frozen(model: nn.Module, config: dict[str, Any], spec: LearnerSpec, device: torch.device) -> Any:
-    """Without optimiser there is an engine only to gather partitioned parameters."""
-    if spec.zero_stage != 3:
-        for parameter in model.parameters():  # a copy, because memory mapped from a file cannot be given back
-            parameter.data = parameter.data.to(device, copy=True)
-        return model.to(device)
-    import deepspeed
-
-    _gather_whole_layers(model)
-    unneeded = ("optimizer", "gradient_clipping", "managed_gradient_accumulation", "zero_allow_untested_optimizer", "data_types")
-    engine, *_ = deepspeed.initialize(model=model, config={k: v for k, v in config.items() if k not in unneeded})
-    return engine
-
-
-def _initialize(model: nn.Module, config: dict[str, Any], spec: LearnerSpec, device: torch.device) -> Any:
-    import deepspeed
-
-    if spec.zero_stage == 3:
-        _gather_whole_layers(model)
-    groups = trainable_parameters(model, spec.optimizer.weight_decay)
-    engine, *_ = deepspeed.initialize(model=model, model_parameters=cast(Any, groups), config=config)
-    return engine
-
-
-def _gather_whole_layers(model: Any) -> None:
-    """Let ZeRO-3 fetch and free a decoder layer at a time: its hooks around every linear layer and norm take longer than they
-    save, and a mixture of experts must not gather experts one by one.
-    """
-    from deepspeed.utils import set_z3_leaf_modules
-
-    names = {name for module in model.modules() for name in getattr(module, "_no_split_modules", None) or ()}
-    classes = {type(module) for module in model.modules() if type(module).__name__ in names}
-    if classes:
-        set_z3_leaf_modules(model, list(classes))
-
-
-class _GradientClipper:
-    """Clips at stage 0, where DeepSpeed would, but keep the norm to itself. Gradients are averaged over ranks by then."""
-
-    def __init__(self, model: nn.Module, optimizer: Any, max_norm: float) -> None:
-        self._model, self._max_norm = model, max_norm
-        self.norm = torch.tensor(float("nan"))
-        optimizer.register_step_pre_hook(self._clip)
-
-    def _clip(self, *_: Any) -> None:
-        self.norm = torch.nn.utils.clip_grad_norm_(self._model.parameters(), self._max_norm)
 
 
 def _add(means: Means, micro_batch: MicroBatch, loss: Tensor, more: Means) -> None:
