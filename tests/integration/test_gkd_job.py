@@ -1,5 +1,7 @@
 """A distillation job on the real engines: the student comes close to its teacher."""
 
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,9 @@ import yaml
 from tests.integration.job_runs import MODEL, assert_same_course, grpo_spec, leave_as_killed, metrics, run, sft_spec, write_job
 
 pytestmark = pytest.mark.integration
-QUICKSTART = Path(__file__).parents[2] / "jobs" / "specs" / "quickstart_gkd.yaml"
+SPECS = Path(__file__).parents[2] / "jobs" / "specs"
+ROWS = 190
+"""That the teacher is asked."""
 
 
 def gkd_spec(**changes):
@@ -33,11 +37,11 @@ def of_answers():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, ray_head):
-    """A teacher, its answers and a student that trains on them (sequence-level distillation); a few steps of the packaged
-    spec with the same teacher on devices of its own, without rewards.
+    """A teacher, its right answers by the ready spec of batch inference, and a student that trains on them (sequence-level
+    distillation); a few steps of the ready spec with the same teacher on devices of its own, without rewards.
     """
     folder = tmp_path_factory.mktemp("gkd")
-    ready = yaml.safe_load(QUICKSTART.read_text())
+    ready = yaml.safe_load((SPECS / "quickstart_gkd.yaml").read_text())
     del ready["rewards"]
     ready["model"]["random"]["characters"] = MODEL["random"]["characters"]
     ready["teacher"] = {"from_run": "warm", "num_ranks": 2}
@@ -45,18 +49,25 @@ def folder(tmp_path_factory, ray_head):
     ready["data"]["held_out"] = 0
     ready["data"]["sources"][0]["size"] = 400
     ready["gkd"] |= {"top_k": None, "on_policy_fraction": 0.5}
-    sources = gkd_spec()["data"]["sources"]
-    answers = {
-        "kind": "infer",
-        "run": {"name": "answers"},
-        "model": {"from_run": "warm", "dtype": "float32"},
-        "data": {"sources": sources, "max_prompt_tokens": 32},
-        "rollout": {"temperature": 1.0, "max_completion_tokens": 4},
-    }
+    answers = yaml.safe_load((SPECS / "quickstart_infer.yaml").read_text())
+    answers["run"]["name"] = "answers"
+    answers["model"]["from_run"] = "warm"
+    answers["data"]["sources"] = [{**gkd_spec()["data"]["sources"][0], "size": ROWS}]
     specs = [sft_spec(steps=20), answers, gkd_spec(data=of_answers()), {**ready, "steps": 8}]
     result = run(folder, *(write_job(folder, spec) for spec in specs), env=ray_head.driver_env)
     assert result.returncode == 0, result.stdout + result.stderr
     return folder
+
+
+def test_the_ready_spec_of_batch_inference_keeps_what_is_right(folder):
+    answers = [json.loads(line) for line in (folder / "runs" / "answers" / "output.jsonl").read_text().splitlines()]
+    failed = [json.loads(line) for line in (folder / "runs" / "answers" / "output.errors.jsonl").read_text().splitlines()]
+    assert len({record["row_id"] for record in answers + failed}) == len(answers + failed) == ROWS
+    assert 20 < len(answers) < ROWS and all("dropped" in record for record in failed)
+    assert all(record["reward"] == 1 and record["finish_reason"] == "stop" for record in answers)
+    asked = [[message["content"] for message in record["messages"]] for record in answers]
+    plain = [(eval(question), int(answer)) for question, answer in asked if re.fullmatch(r"-?\d+", answer)]  # not --6, or 1+5
+    assert len(plain) > len(answers) / 2 and all(expected == answer for expected, answer in plain)
 
 
 @pytest.mark.parametrize("on_policy", [0, 1])

@@ -123,7 +123,7 @@ def train(stage: Stage, spec: GrpoJob) -> list[dict[str, Any]]:
         held_out=stage.held_out,
         order=RowOrder(len(stage.prompts), spec.data.seed, spec.data.shuffle),
         checkpoints=NoCheckpoints(),
-        journal=journal,  # pyright: ignore[reportArgumentType]
+        journal=journal,
         state=LoopState(),
     )
     asyncio.run(loop.run())
