@@ -6,7 +6,7 @@ from typing import Any
 
 import ray
 from ray import ObjectRef
-from ray.exceptions import ObjectLostError, RayActorError
+from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
 from rlflow.actors.learner import LearnerActor, LearnerSetup
 from rlflow.algorithms.batch_plan import StepPlan
@@ -15,7 +15,7 @@ from rlflow.algorithms.losses import PolicyLoss, SmoothedCrossEntropy
 from rlflow.algorithms.policy_batch import PolicyBatch
 from rlflow.algorithms.policy_terms import KlEstimator
 from rlflow.cluster.devices import DevicePlan
-from rlflow.cluster.failure import LearnerLost
+from rlflow.cluster.failure import LearnerLost, user_error
 from rlflow.cluster.handles import PlannedRows
 from rlflow.cluster.placement import Placement
 from rlflow.spec.algorithm import PpoSpec
@@ -174,3 +174,5 @@ class LearnerGroup:
             self.kill()
             what = "a learner rank died" if isinstance(error, RayActorError) else "samples are gone with a node"
             raise LearnerLost(f"{what}: {' '.join(str(error).split())}") from error
+        except RayTaskError as error:
+            raise user_error(error) or error from None
