@@ -62,16 +62,22 @@ class Case:
     ranks: int = 1
     micro_batch_tokens: int = 128
     packing: bool = True
+    zero_stage: Any = 3
+    lora: LoraSpec | None = None
     objective: Any = None
     """None: that of the kind."""
     rows: tuple[int, ...] = tuple(range(ROWS))
     """Of the data, in the order of the step."""
 
     @property
+    def start(self) -> ModelSpec:
+        return ModelSpec(path=self.model, dtype="float32", lora=self.lora)
+
+    @property
     def learner(self) -> LearnerSpec:
         return LearnerSpec(
             num_ranks=self.ranks,
-            zero_stage=3,
+            zero_stage=self.zero_stage,
             micro_batch_tokens=self.micro_batch_tokens,
             packing=self.packing,
             gradient_checkpointing="none",
@@ -153,9 +159,9 @@ def test_the_order_of_a_step_means_nothing_to_kto(models, groups):
 def test_a_reward_model_with_adapters_is_saved_whole(models, groups, tmp_path, ranks, stage):
     from transformers import AutoModelForSequenceClassification
 
-    case = Case("rm", models["dpo"], ranks)  # a language model: the head is new
+    case = Case("rm", models["dpo"], ranks, zero_stage=stage, lora=LoraSpec(rank=4))  # a language model: the head is new
     directory = tmp_path / "model"
-    before, after = groups[ranks].run(train_adapters_and_save, case, stage, directory)[0]
+    before, after = groups[ranks].run(train_and_save, case, directory)[0]
     assert before["rewards_chosen_mean"] == 0 and abs(after["rewards_chosen_mean"]) > 1e-3
     model, info = AutoModelForSequenceClassification.from_pretrained(directory, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
@@ -170,13 +176,11 @@ def test_a_reward_model_with_adapters_is_saved_whole(models, groups, tmp_path, r
 # ---- in the processes of the ranks
 
 
-def train_adapters_and_save(rank: Rank, case: Case, stage: Any, directory: Any) -> Any:
-    """Held-out metrics before and after two steps."""
-    model = ModelSpec(path=case.model, dtype="float32", lora=LoraSpec(rank=4))
-    spec = case.learner.model_copy(update={"zero_stage": stage})
-    learner = rank.build(model, spec, role="value")
+def train_and_save(rank: Rank, case: Case, directory: Any) -> Any:
+    """Held-out metrics of a reward model before and after two steps."""
+    learner = rank.build(case.start, case.learner, role="value")
     count, data = len(DATA), dict(enumerate(DATA))
-    step = plan_sequences(TOKENS, range(count), spec, 2 / count, in_pairs=True).step
+    step = plan_sequences(TOKENS, range(count), case.learner, 2 / count, in_pairs=True).step
     before = learner.evaluate(step, data, OBJECTIVES["rm"])
     for _ in range(2):
         learner.train_step(step, data, OBJECTIVES["rm"], learning_rate=0.02)
@@ -188,9 +192,7 @@ def train(rank: Rank, case: Case) -> Any:
     """As the learner's actor does it."""
     objective: Any = case.objective or OBJECTIVES[case.kind]
     role = "value" if case.kind == "rm" else "policy"
-    learner = rank.build(
-        ModelSpec(path=case.model, dtype="float32"), case.learner, role=role, keep_reference=objective.needs_reference
-    )
+    learner = rank.build(case.start, case.learner, role=role, keep_reference=objective.needs_reference)
     data = dict(enumerate(DATA))
     firsts, seconds = [2 * row for row in case.rows], [2 * row + 1 for row in case.rows]
     if case.kind == "kto":
