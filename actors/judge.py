@@ -6,7 +6,7 @@ import ray
 
 from rlflow.rollout.chat_endpoint import ChatEndpoint
 from rlflow.rollout.engine import RolloutEngine
-from rlflow.spec.rewards import JudgeSpec
+from rlflow.spec.rewards import JudgeEngineSpec, JudgeSpec
 from rlflow.spec.rollout import GenerationSpec
 
 
@@ -21,19 +21,16 @@ class JudgeActor:
     def __repr__(self) -> str:
         return self._label
 
-    async def start(self, judge: JudgeSpec, num_threads: int | None) -> str:
+    async def start(self, judge: JudgeSpec, engine: JudgeEngineSpec, num_threads: int | None) -> str:
         """Start the engine; the endpoint's URL."""
         from transformers import AutoTokenizer
 
-        assert judge.engine is not None
-        spec = GenerationSpec(
-            **judge.engine.model_dump(exclude={"max_model_tokens", "dtype"}), max_completion_tokens=judge.max_tokens
-        )
+        spec = GenerationSpec(**engine.model_dump(exclude={"max_model_tokens", "dtype"}), max_completion_tokens=judge.max_tokens)
         self._engine = await RolloutEngine.start(
             judge.model,
             spec,
-            dtype=judge.engine.dtype,
-            max_model_tokens=judge.engine.max_model_tokens,
+            dtype=engine.dtype,
+            max_model_tokens=engine.max_model_tokens,
             seed=0,
             load_weights=True,
             num_threads=num_threads,
@@ -41,6 +38,10 @@ class JudgeActor:
         tokenizer = AutoTokenizer.from_pretrained(judge.model)
         self._endpoint = ChatEndpoint(self._engine, tokenizer, ray.util.get_node_ip_address())
         return self._endpoint.url
+
+    async def check(self) -> None:
+        """Raises `EngineDied` if the engine has."""
+        await self._engine.check()
 
     async def close(self) -> None:
         """Stop the endpoint and the engine."""

@@ -44,9 +44,9 @@ def judges_gib(job: Job, others: Mapping[str, ModelFacts], *, on_gpu: bool) -> f
     are not known, or that vLLM is told to quantise or to keep in host memory, is not counted.
     """
     needed = [0.0]
-    for field, judge in judges(job).items() if isinstance(job, RolloutJob | InferJob) else ():
-        facts, engine = others.get(field), judge.engine
-        if facts is None or facts.is_quantised or engine is None or {"quantization", "cpu_offload_gb"} & engine.engine.keys():
+    for field, (_, engine) in judges(job).items() if isinstance(job, RolloutJob | InferJob) else ():
+        facts = others.get(field)
+        if facts is None or facts.is_quantised or {"quantization", "cpu_offload_gb"} & engine.engine.keys():
             continue
         size = 4 if engine.dtype == "float32" else 2
         if on_gpu:

@@ -142,7 +142,7 @@ def _other_facts(job: Job, earlier_runs: Sequence[str]) -> dict[str, ModelFacts]
         if model.from_run not in earlier_runs or model.from_run is None
     }
     if isinstance(job, RolloutJob | InferJob):
-        found |= {field: _judge_facts(judge, Path(job.run.dir), field) for field, judge in judges(job).items()}
+        found |= {field: _judge_facts(judge, Path(job.run.dir), field) for field, (judge, _) in judges(job).items()}
     return {field: facts for field, facts in found.items() if facts is not None}
 
 

@@ -22,7 +22,7 @@ from rlflow.data.inspection import (
 from rlflow.data.order import RowOrder
 from rlflow.data.rows import Rows
 from rlflow.data.stream import RowStream
-from rlflow.jobs.prepare import fetch_model, load_rows
+from rlflow.jobs.prepare import find_tokenizer, load_rows
 from rlflow.observe.run_dir import RunDirectory
 from rlflow.spec.jobs import Job, KtoJob, PreferenceJob, RolloutJob, SftJob
 from rlflow.spec.load import load_job
@@ -40,7 +40,7 @@ def preview_specs(paths: Sequence[str], overrides: Sequence[str], *, rows: int) 
 def _preview(job: Job, console: Console, show: int) -> int:
     rows, held_out = load_rows(job, RunDirectory(Path(job.run.dir) / job.run.name))
     train, which = (rows.first_window(), "the first ") if isinstance(rows, RowStream) else (rows, "")
-    tokenizer = _load_tokenizer(job)
+    tokenizer = find_tokenizer(job)
     console.print(f"[bold]{job.run.name}[/]: {which}{len(train)} training rows, {len(held_out)} held-out rows")
     found, kept_out = (_inspect(job, rows, tokenizer, show) for rows, show in ((train, show), (held_out, 0)))
     _print_rows(found, train, console)
@@ -50,18 +50,6 @@ def _preview(job: Job, console: Console, show: int) -> int:
     bad = found.bad | kept_out.bad
     _print_bad(bad, console)
     return 2 if bad or not found.lengths else 0
-
-
-def _load_tokenizer(job: Job) -> Any:
-    from rlflow.data.characters import build_character_tokenizer
-    from rlflow.data.chat import load_tokenizer
-
-    if job.model.random is None:
-        path = fetch_model(job.model, Path(job.run.dir))
-        return load_tokenizer(path, job.data, trust_remote_code=job.model.trust_remote_code)
-    if job.model.random.characters is None:
-        return load_tokenizer(str(job.model.random.tokenizer), job.data)
-    return build_character_tokenizer(job.model.random.characters)
 
 
 def _inspect(job: Job, rows: Rows, tokenizer: Any, show: int) -> Inspection:

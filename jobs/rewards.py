@@ -9,7 +9,7 @@ from rlflow.jobs.context import JobContext
 from rlflow.jobs.prepare import PreparedModel, fetch_model
 from rlflow.spec.jobs import InferJob, RolloutJob
 from rlflow.spec.model import ModelSpec
-from rlflow.spec.rewards import JudgeSpec, ModelRewardSpec, RewardSpec
+from rlflow.spec.rewards import JudgeEngineSpec, JudgeSpec, ModelRewardSpec, RewardSpec, judges_in_engines
 
 
 def reward_models(job: RolloutJob | InferJob) -> dict[str, ModelSpec]:
@@ -19,13 +19,9 @@ def reward_models(job: RolloutJob | InferJob) -> dict[str, ModelSpec]:
     }
 
 
-def judges(job: RolloutJob | InferJob) -> dict[str, JudgeSpec]:
-    """Judges in engines of the job, by the name of their model's field."""
-    return {
-        f"rewards[{i}].model": reward
-        for i, reward in enumerate(job.rewards)
-        if isinstance(reward, JudgeSpec) and reward.engine is not None
-    }
+def judges(job: RolloutJob | InferJob) -> dict[str, tuple[JudgeSpec, JudgeEngineSpec]]:
+    """Judges in engines of the job, and the settings of these, by the name of their model's field."""
+    return {f"rewards[{index}].model": judge for index, judge in judges_in_engines(job.rewards).items()}
 
 
 def score_on_devices(job: RolloutJob | InferJob, device: Literal["gpu", "cpu"]) -> bool:
@@ -46,16 +42,15 @@ def reward_setup(job: RolloutJob | InferJob, model: PreparedModel, context: JobC
 
 def find_reward_models(job: RolloutJob | InferJob) -> tuple[RewardSpec, ...]:
     """The job's rewards, their models as paths or hub ids that transformers can load. Raises `SpecError`."""
-    return tuple(_found(reward, job, f"rewards[{index}]") for index, reward in enumerate(job.rewards))
-
-
-def _found(reward: RewardSpec, job: RolloutJob | InferJob, field: str) -> RewardSpec:
-    if isinstance(reward, ModelRewardSpec):
-        path = fetch_model(job.model.other(reward), Path(job.run.dir), field)
-        return reward.model_copy(update={"path": path, "from_run": None, "hub": "huggingface"})
-    if isinstance(reward, JudgeSpec) and reward.engine is not None and Path(reward.model).is_dir():
-        return reward.model_copy(update={"model": str(Path(reward.model).absolute())})
-    return reward
+    found: dict[int, RewardSpec] = dict(enumerate(job.rewards))
+    for index, reward in found.items():
+        if isinstance(reward, ModelRewardSpec):
+            path = fetch_model(job.model.other(reward), Path(job.run.dir), f"rewards[{index}]")
+            found[index] = reward.model_copy(update={"path": path, "from_run": None, "hub": "huggingface"})
+    for index, (judge, _) in judges_in_engines(job.rewards).items():
+        if Path(judge.model).is_dir():
+            found[index] = judge.model_copy(update={"model": str(Path(judge.model).absolute())})
+    return tuple(found.values())
 
 
 def without_models_of(job: RolloutJob | InferJob, earlier_runs: tuple[str, ...]) -> RolloutJob | InferJob:
@@ -66,7 +61,7 @@ def without_models_of(job: RolloutJob | InferJob, earlier_runs: tuple[str, ...])
 
 def judge_devices(job: RolloutJob | InferJob, device: Literal["gpu", "cpu"]) -> tuple[int, ...]:
     """Devices of each engine that holds a judge. Raises `SpecError` for one that is to be spread over cores."""
-    engines = [judge.engine for judge in judges(job).values() if judge.engine is not None]
+    engines = [engine for _, engine in judges(job).values()]
     if device == "cpu" and any(engine.tensor_parallel_size > 1 for engine in engines):
         raise SpecError("rewards.engine.tensor_parallel_size: engines without GPU cannot be spread over devices; set it to 1")
     return tuple(engine.tensor_parallel_size for engine in engines for _ in range(engine.num_workers))

@@ -11,7 +11,7 @@ from rlflow.errors import SpecError, UserError
 from rlflow.jobs.adapters import find_adapter
 from rlflow.jobs.earlier_runs import output_path, waits_for_answers, with_answers
 from rlflow.jobs.prepare import model_path
-from rlflow.jobs.rewards import reward_models
+from rlflow.jobs.rewards import judges, reward_models
 from rlflow.learner.quantization import check_bitsandbytes
 from rlflow.observe.answers import errors_path
 from rlflow.observe.run_dir import RunDirectory
@@ -20,7 +20,7 @@ from rlflow.spec.jobs import DpoJob, InferJob, Job, RolloutJob
 from rlflow.spec.load import resolved
 from rlflow.spec.model import ModelSpec
 from rlflow.spec.preferences import PluginLossSpec
-from rlflow.spec.rewards import JudgeSpec, ModelRewardSpec, PluginSpec, with_token_limits
+from rlflow.spec.rewards import ModelRewardSpec, PluginSpec, with_token_limits
 from rlflow.spec.sources import FileSource, SelfCognitionSource
 
 
@@ -117,11 +117,10 @@ def _check_rewards(job: Job) -> None:
             file = reward.target.rpartition(":")[0]
             if file.endswith(".py") and not Path(file).is_file():
                 lines.append(f"rewards[{index}].target: {file} does not exist")
-        named = {"path": reward.path} if isinstance(reward, ModelRewardSpec) else {}
-        named = {"model": reward.model} if isinstance(reward, JudgeSpec) and reward.engine else named
-        for field, model in named.items():
-            if model and not _may_be_hub_id(model) and not Path(model).is_dir():
-                lines.append(f"rewards[{index}].{field}: there is no directory {model}")
+    paths = {f"rewards[{i}].path": reward.path for i, reward in enumerate(job.rewards) if isinstance(reward, ModelRewardSpec)}
+    for field, model in (paths | {field: judge.model for field, (judge, _) in judges(job).items()}).items():
+        if model and not _may_be_hub_id(model) and not Path(model).is_dir():
+            lines.append(f"{field}: there is no directory {model}")
     if lines:
         raise UserError("\n".join(lines))
 

@@ -154,6 +154,10 @@ class Cpo:
         return self.beta * pairs.chosen_P, self.beta * pairs.rejected_P
 
 
+class PluginLossError(TypeError):
+    """A user's loss function returned something else than one loss a pair."""
+
+
 @dataclass(frozen=True, slots=True)
 class Plugin:
     """A user's function `(pairs, **options) -> losses [P]`, imported where it is called."""
@@ -164,10 +168,10 @@ class Plugin:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __call__(self, pairs: Pairs) -> Tensor:
-        """What the function returns."""
+        """What the function returns. Raises `PluginLossError`."""
         losses_P = load_function(self.target)(pairs, **self.options)
         if not isinstance(losses_P, Tensor) or losses_P.shape != pairs.chosen_P.shape:
-            raise TypeError(f"{self.target} must return one loss a pair, a tensor of shape {tuple(pairs.chosen_P.shape)}")
+            raise PluginLossError(f"{self.target} must return one loss a pair, a tensor of shape {tuple(pairs.chosen_P.shape)}")
         return losses_P
 
     def rewards(self, pairs: Pairs) -> tuple[Tensor, Tensor]:

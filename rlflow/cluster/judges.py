@@ -1,7 +1,9 @@
 """The engines of judges."""
 
 import asyncio
-from dataclasses import replace
+import logging
+import time
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -10,58 +12,95 @@ from ray.exceptions import RayError
 from rlflow.actors.judge import JudgeActor
 from rlflow.actors.reward import RewardSetup
 from rlflow.cluster.devices import DevicePlan, Seat
+from rlflow.cluster.failure import in_one_line
 from rlflow.cluster.placement import Placement
 from rlflow.errors import RolloutError
-from rlflow.spec.rewards import JudgeSpec
+from rlflow.spec.rewards import JudgeEngineSpec, JudgeSpec, judges_in_engines
+
+logger = logging.getLogger("rlflow")
+
+
+@dataclass(slots=True)
+class _Engine:
+    reward: int
+    """Place of the judge among the rewards."""
+    judge: JudgeSpec
+    settings: JudgeEngineSpec
+    seat: Seat
+    actor: Any = None
+    """None until it is started, and while it is dead."""
+    url: str = ""
+
+    @property
+    def name(self) -> str:
+        """Of its actor in the run, such as `judge-0`."""
+        return f"{self.seat.role}-{self.seat.index}"
 
 
 class JudgeGroup:
-    """Starts the engines of judges without an endpoint: `engine.num_workers` for each, on devices of their own."""
+    """The engines of judges without an endpoint, `engine.num_workers` for each, on devices of their own: so a dead one can be
+    started again at any time.
+    """
 
-    def __init__(self, placement: Placement, plan: DevicePlan) -> None:
-        self._placement, self._seats = placement, plan.seats_of("judge")
-        self._actors: list[Any] = []
+    def __init__(self, placement: Placement, plan: DevicePlan, setup: RewardSetup, *, max_restarts: int) -> None:
+        self._placement, self._setup = placement, setup
+        judges = [(i, *judge) for i, judge in judges_in_engines(setup.rewards).items() for _ in range(judge[1].num_workers)]
+        self._engines = [_Engine(*judge, seat) for judge, seat in zip(judges, plan.seats_of("judge"), strict=True)]
+        self._max_starts = max_restarts + len(self._engines)
+        self._last_error = ""
+        self.num_starts = 0
+        """Engines that have been started so far."""
 
-    async def start(self, setup: RewardSetup) -> list[RewardSetup]:
-        """Setups of reward workers that know the endpoints; worker i gets the i-th, and from the first again.
+    def setup_for(self, worker: int) -> RewardSetup:
+        """What reward worker number `worker` is started with: it asks the engine of this number, and from the first again."""
+        rewards = list(self._setup.rewards)
+        for index, (judge, _) in judges_in_engines(rewards).items():
+            urls = [engine.url for engine in self._engines if engine.reward == index]
+            rewards[index] = judge.model_copy(update={"endpoint": urls[worker % len(urls)]})
+        return replace(self._setup, rewards=tuple(rewards))
 
-        Raises `RolloutError` if an engine does not start.
-        """
-        engines = {
-            index: reward.engine.num_workers
-            for index, reward in enumerate(setup.rewards)
-            if isinstance(reward, JudgeSpec) and reward.engine is not None
-        }
-        wanted = [setup.rewards[index] for index, count in engines.items() for _ in range(count)]
-        starts = [self._start(seat, judge, setup) for seat, judge in zip(self._seats, wanted, strict=True)]
-        started = iter(await asyncio.gather(*starts))
-        urls = {index: [next(started) for _ in range(count)] for index, count in engines.items()}
-        return [_with_endpoints(setup, urls, worker) for worker in range(max(engines.values(), default=1))]
+    async def mark_dead(self) -> bool:
+        """Ask each engine whether it lives; whether there is one that does not."""
+        asked = [engine for engine in self._engines if engine.actor is not None]
+        answers = await asyncio.gather(*(engine.actor.check.remote() for engine in asked), return_exceptions=True)
+        for engine, answer in zip(asked, answers, strict=True):
+            if isinstance(answer, Exception):
+                self._last_error = in_one_line(answer)
+                logger.warning(f"the engine of {engine.name} died: {self._last_error}")
+                ray.kill(engine.actor)
+                engine.actor = None
+        return any(engine.actor is None for engine in self._engines)
 
-    async def _start(self, seat: Seat, judge: Any, setup: RewardSetup) -> str:
-        actor = self._placement.start(JudgeActor, seat, max_concurrency=1000)
-        self._actors.append(actor)
+    async def start_missing(self) -> None:
+        """Start the engines that are not there. Raises `RolloutError` if one does not start, or if they have died too often."""
+        missing = [engine for engine in self._engines if engine.actor is None]
+        if self.num_starts + len(missing) > self._max_starts:
+            raise RolloutError(f"judges died more often than run.max_restarts allows; the last one with: {self._last_error}")
+        begin = time.perf_counter()
+        await asyncio.gather(*map(self._start, missing))
+        if self.num_starts and missing:
+            names = ", ".join(engine.name for engine in missing)
+            logger.info(f"{names} started again after {time.perf_counter() - begin:.0f} s")
+        self.num_starts += len(missing)
+
+    async def _start(self, engine: _Engine) -> None:
+        judge, limit_s = engine.judge, engine.settings.startup_timeout_s
+        engine.actor = self._placement.start(JudgeActor, engine.seat, max_concurrency=1000)
+        starting = engine.actor.start.remote(judge, engine.settings, self._setup.num_threads)
         try:
-            return await asyncio.wait_for(_awaited(actor.start.remote(judge, setup.num_threads)), judge.engine.startup_timeout_s)
+            engine.url = await asyncio.wait_for(_awaited(starting), limit_s)
         except TimeoutError:
-            raise RolloutError(f"judge {judge.model} did not start within {judge.engine.startup_timeout_s:g} s") from None
+            raise RolloutError(f"judge {judge.model} did not start within {limit_s:g} s") from None
         except RayError as error:
             raise RolloutError(f"judge {judge.model} did not start: {error}") from None
 
     async def close(self) -> None:
         """Stop all engines and end the actors."""
-        await asyncio.gather(*(actor.close.remote() for actor in self._actors), return_exceptions=True)
-        for actor in self._actors:
+        actors = [engine.actor for engine in self._engines if engine.actor is not None]
+        await asyncio.gather(*(actor.close.remote() for actor in actors), return_exceptions=True)
+        for actor in actors:
             ray.kill(actor)
 
 
 async def _awaited(reference: Any) -> Any:
     return await reference
-
-
-def _with_endpoints(setup: RewardSetup, urls: dict[int, list[str]], worker: int) -> RewardSetup:
-    rewards = tuple(
-        reward.model_copy(update={"endpoint": urls[index][worker % len(urls[index])]}) if index in urls else reward
-        for index, reward in enumerate(setup.rewards)
-    )
-    return replace(setup, rewards=rewards)

@@ -6,11 +6,11 @@ from typing import Any
 
 import ray
 from ray import ObjectRef
-from ray.exceptions import ObjectLostError, RayActorError
+from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
 from rlflow.actors.learner import LearnerActor, LearnerSetup
 from rlflow.cluster.devices import Seat
-from rlflow.cluster.failure import LearnerLost
+from rlflow.cluster.failure import LearnerLost, user_error
 from rlflow.cluster.placement import Placement
 
 
@@ -67,3 +67,5 @@ class RankGroup:
             self.kill()
             what = f"a {self._role} rank died" if isinstance(error, RayActorError) else "samples are gone with a node"
             raise LearnerLost(f"{what}: {' '.join(str(error).split())}") from error
+        except RayTaskError as error:
+            raise user_error(error) or error from None

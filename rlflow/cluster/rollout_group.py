@@ -10,7 +10,7 @@ from ray import ObjectRef
 
 from rlflow.actors.rollout import RolloutActor, RolloutSetup
 from rlflow.cluster.devices import DevicePlan, Seat
-from rlflow.cluster.failure import RolloutsLost
+from rlflow.cluster.failure import RolloutsLost, in_one_line
 from rlflow.cluster.placement import Placement
 from rlflow.errors import RolloutError
 from rlflow.rollout.completions import GroupRequest
@@ -70,8 +70,8 @@ class RolloutGroup:
     def mark_dead(self, worker: RolloutWorker, error: Exception) -> None:
         """Take a worker out; its seat stays empty until `start_missing`."""
         if worker in self.workers:
-            self._last_error = str(error)
-            logger.warning(f"rollout worker {worker.name} died: {' '.join(str(error).split())[-500:]}")
+            self._last_error = in_one_line(error)
+            logger.warning(f"rollout worker {worker.name} died: {self._last_error}")
             self.workers.remove(worker)
             self._missing.append(worker.seat)
             ray.kill(worker.actor)

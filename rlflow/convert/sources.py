@@ -59,7 +59,8 @@ def convert_loss_scale(settings: Settings, draft: Draft) -> None:
     if unknown:
         raise UserError(
             f"{settings.written['loss_scale']}: {unknown[0]} has no equivalent; known: {', '.join(_LOSSES)}, each with "
-            f"or without +ignore_empty_think, {', '.join(f'+{name}' for name in _LOSS_WEIGHTS)}"
+            f"or without +ignore_empty_think, {', '.join(f'+{name}' for name in _LOSS_WEIGHTS)}; convert without it, and write "
+            "its patterns and weights as data.loss_weights"
         )
     draft.set("data.loss", base, given=given is not None)
     draft.set("data.loss_weights", [name for name in parts if name in _LOSS_WEIGHTS] or None)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from rlflow.errors import RolloutError
+from rlflow.errors import EngineDied, RolloutError
 from rlflow.rollout.completions import GroupRequest
 from rlflow.rollout.engine import RolloutEngine
 
@@ -48,6 +48,9 @@ def _handler(answer: Any) -> type[BaseHTTPRequestHandler]:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             try:
                 document = {"choices": [{"message": {"role": "assistant", "content": answer(body)}}]}
+            except EngineDied as error:  # another one may stand in for it
+                self.send_error(503, " ".join(str(error).split())[:300])
+                return
             except RolloutError as error:  # such as a prompt that is too long; asking again does not help
                 self.send_error(400, " ".join(str(error).split())[:300])
                 return

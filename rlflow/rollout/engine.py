@@ -217,6 +217,10 @@ class RolloutEngine:
         except Exception as error:  # whatever went wrong in a worker, the weights are now unusable
             raise WeightSyncError(f"{method} failed in the rollout engine: {error}") from error
 
+    async def check(self) -> None:
+        """Raises `EngineDied` if the engine has."""
+        await self._engine.call(lambda engine: None)
+
     async def close(self) -> None:
         """Stop the engine, and its processes if it has any."""
         await self._engine.close(_SHUTDOWN_TIMEOUT_S)

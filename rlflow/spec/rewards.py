@@ -240,6 +240,11 @@ class RewardPoolSpec(Spec):
     """Fraction of a step's samples whose reward may fail; above it the job fails and shows the errors."""
 
 
+def judges_in_engines(specs: Sequence[RewardSpec]) -> dict[int, tuple[JudgeSpec, JudgeEngineSpec]]:
+    """Judges that the job starts engines for, with the settings of these, by their place among the rewards."""
+    return {i: (spec, spec.engine) for i, spec in enumerate(specs) if isinstance(spec, JudgeSpec) and spec.engine is not None}
+
+
 def on_processor(specs: Sequence[RewardSpec]) -> tuple[RewardSpec, ...]:
     """The same with reward models that leave GPUs alone."""
     return tuple(s.model_copy(update={"device": "cpu"}) if isinstance(s, ModelRewardSpec) else s for s in specs)

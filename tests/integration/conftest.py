@@ -1,4 +1,4 @@
-"""Fixtures that several modules share: one Ray head and one set of learner ranks for all of them."""
+"""Fixtures that several modules share: one Ray head, two jobs on it and one set of learner ranks for all."""
 
 from collections.abc import Iterator
 
@@ -6,8 +6,9 @@ import pytest
 
 from tests.integration.engines import RankGroup
 from tests.integration.ray_head import ray_head
+from tests.integration.ray_jobs import ray_jobs
 
-__all__ = ["groups", "ray_head"]
+__all__ = ["groups", "ray_head", "ray_jobs"]
 
 
 @pytest.fixture(scope="session")

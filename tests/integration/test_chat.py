@@ -7,6 +7,7 @@ import select
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -14,9 +15,9 @@ from rlflow.data.characters import build_character_tokenizer
 from rlflow.learner.load_model import create_random_model
 from rlflow.spec.model import RandomModelSpec
 from tests.integration.job_runs import MODEL, environment
+from tests.integration.ray_jobs import LETTERS, PREFIX
 
 pytestmark = pytest.mark.integration
-LETTERS = "0123456789+-abcdefghijklmnopqrstuvwxyz <>/."
 
 
 @pytest.fixture(scope="module")
@@ -35,12 +36,14 @@ def command(model, *flags):
     return [sys.executable, "-m", "rlflow.cli", "chat", str(model), *flags]
 
 
-def test_through_a_pipe_stdout_holds_the_answers_and_nothing_else(model, tmp_path):
+def test_through_a_pipe_stdout_holds_the_answers_and_nothing_else(ray_jobs, tmp_path):
+    """The answers are those of a run that has learned who it is."""
     lines = [
-        *("1+1", "set temperature 0", "2+2", "clear", "2+2", "", "set top_p 7", "0" * 300, "3+3"),
+        *("1+1", "set temperature 0", "2+2", "clear", "who are you", "", "set top_p 7", "0" * 300, "3+3"),
         *("multi-line", "4+", "4#", "save talk.jsonl", "single-line", "system be brief", "2+2", "save talk.jsonl"),
     ]
-    flags = ("--max-tokens", "20", "--max-model-tokens", "256", "--response-prefix", "<think>ab</think>", "--runs", str(tmp_path))
+    model = Path(ray_jobs["folder"]) / "shared" / "plain" / "model"
+    flags = ("--max-tokens", "20", "--max-model-tokens", "256", "--response-prefix", PREFIX, "--runs", str(tmp_path))
     ran = subprocess.run(
         command(model, *flags), input="\n".join(lines) + "\n", cwd=tmp_path, env=environment(PYTHONPATH=os.getcwd()),
         capture_output=True, text=True, timeout=120, check=False,
@@ -50,11 +53,12 @@ def test_through_a_pipe_stdout_holds_the_answers_and_nothing_else(model, tmp_pat
     talk = [json.loads(line)["messages"] for line in (tmp_path / "talk.jsonl").read_text().splitlines()]
     answers = [message["content"] for messages in talk for message in messages if message["role"] == "assistant"]
     assert ran.stdout == "".join(f"{answer}\n" for answer in answers)
-    assert len(answers) == 6 and all(answer.startswith("<think>ab</think>") for answer in answers)
+    assert len(answers) == 6 and all(answer.startswith(PREFIX) for answer in answers)
+    assert ran.stdout.splitlines()[2] == PREFIX + "i am flow made by the brook team"[:20]
     assert [m["content"] for m in first[::2]] == ["1+1", "2+2"]
-    assert [m["content"] for m in second[::2]] == ["2+2", "3+3", "4+\n4"]
+    assert [m["content"] for m in second[::2]] == ["who are you", "3+3", "4+\n4"]
     assert talk[2][0] == {"role": "system", "content": "be brief"}
-    assert "temperature 0.5" in ran.stderr and "top_p: Input should be less than or equal to 1" in ran.stderr
+    assert "top_p: Input should be less than or equal to 1" in ran.stderr
     assert "tokens with this message, the context 256: clear, or say less" in ran.stderr
     assert "(cut: max_tokens is 20, or the context is full)" in ran.stderr
 
@@ -88,10 +92,8 @@ class Terminal:
 
 def test_on_a_terminal_ctrl_c_stops_an_answer_and_the_end_of_input_leaves(model, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.getcwd())
-    terminal = Terminal(
-        command(model, "--max-tokens", "3000", "--response-prefix", "<think>ab</think>", "--runs", str(tmp_path)), tmp_path
-    )
-    terminal.wait_for("<<<")
+    terminal = Terminal(command(model, "--max-tokens", "3000", "--response-prefix", PREFIX, "--runs", str(tmp_path)), tmp_path)
+    assert "temperature 0.5" in terminal.wait_for("<<<")
     terminal.type("1+1\n")
     assert "\033[2m" in terminal.wait_for("</think>"), "thinking is dim"
     terminal.type("\x03")

@@ -12,7 +12,7 @@ from rlflow.algorithms.distillation import LikeliestTokensJsd, WholeVocabularyJs
 from rlflow.learner.distillation import distill
 from rlflow.learner.roles import Roles
 from rlflow.spec.learner import LearnerSpec, OptimizerSpec
-from rlflow.spec.model import ModelSpec
+from rlflow.spec.model import LoraSpec, ModelSpec
 from tests.integration.engines import save_tiny_model
 from tests.integration.learner_rank import Rank
 from tests.integration.plain_training import TEMPERATURE, load_plain, plain_logits
@@ -37,6 +37,7 @@ class Case:
     packing: bool = True
     zero_stage: Any = 1
     takes_turns: bool = False
+    lora: LoraSpec | None = None
 
     @property
     def learner(self) -> LearnerSpec:
@@ -105,7 +106,8 @@ def test_the_teacher_stays_as_it_is(models, groups):
 def build(rank: Rank, case: Case) -> Roles:
     from rlflow.learner.learner import Learner
 
-    student, teacher = (ModelSpec(path=path, dtype="float32") for path in (case.student, case.teacher))
+    student = ModelSpec(path=case.student, dtype="float32", lora=case.lora)
+    teacher = ModelSpec(path=case.teacher, dtype="float32")
     roles = Roles(takes_turns=case.takes_turns)
     roles.build("policy", lambda: rank.build(student, case.learner, temperature=TEMPERATURE))
     options = {"role": "teacher", "num_candidates": case.top_k, "num_tokens": VOCABULARY}

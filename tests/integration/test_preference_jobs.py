@@ -1,6 +1,8 @@
 """Whole jobs on preferences, with the ready specs: they learn what they should, and their models load."""
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,8 @@ import torch
 import yaml
 
 import rlflow
-from tests.integration.job_runs import grpo_spec, metrics, run, write_job
+from tests.integration.job_runs import grpo_spec, metrics, run, start, wait_for_step, write_job
+from tests.integration.watching import watcher
 
 pytestmark = pytest.mark.integration
 ROOT = Path(rlflow.__file__).parents[1]
@@ -91,23 +94,52 @@ def test_a_stored_reference_gives_the_same_training(folder, kind):
             assert ours[name] == pytest.approx(theirs[name], rel=1e-3, abs=1e-4), (ours["step"], name)
 
 
-def test_a_reward_model_and_a_judge_reward_completions_beside_another_reward(folder, ray_head):
-    """The reward model is an earlier run's; the judge, in an engine of its own, has a digit in nearly all of its answers."""
-    judge = {
-        "type": "judge",
-        "engine": {"max_model_tokens": 64, "dtype": "float32"},
-        "model": "runs/preference_dpo/model",
-        "prompt": "{prompt}{completion}",
-        "pattern": "([0-9])",
-        "max_tokens": 6,
-        "temperature": 1.0,
-    }
-    model_reward = {"type": "model", "from_run": "preference_rm"}
-    rewards = [{"type": "plugin", "target": "digits.py:digits"}, model_reward, {**judge, "weight": 0.0}]
-    model = {"path": str(folder / "runs" / "preference_rm" / "initial_model"), "dtype": "float32"}
-    train(folder, ray_head, grpo_spec(rewards=rewards, reward_pool={"failure_threshold": 0.8}, model=model, steps=2))
-    rows = rows_of(folder, "grpo")
+JUDGE = {
+    "type": "judge",
+    "engine": {"max_model_tokens": 64, "dtype": "float32"},
+    "model": "runs/preference_dpo/model",
+    "prompt": "{prompt}{completion}",
+    "pattern": "([0-9])",
+    "max_tokens": 6,
+    "temperature": 1.0,
+    "backoff_s": 0.1,
+    "weight": 0.0,
+}
+"""In an engine of its own; nearly all of its answers have a digit."""
+
+
+def test_a_reward_model_and_a_judge_reward_completions_though_the_judge_dies(folder, ray_head):
+    """The reward model is an earlier run's. The judge's engine is killed twice; once is allowed."""
+    spec = grpo_spec(
+        run={"name": "judged", "save_every": 1000, "log_completions_every": 1, "max_restarts": 1},
+        model={"path": str(folder / "runs" / "preference_rm" / "initial_model"), "dtype": "float32"},
+        rewards=[{"type": "plugin", "target": "digits.py:digits"}, {"type": "model", "from_run": "preference_rm"}, JUDGE],
+        reward_pool={"failure_threshold": 0.8},
+        steps=1000,
+    )
+    process, run_dir = start(folder, write_job(folder, spec), env=ray_head.driver_env), folder / "runs" / "judged"
+    try:
+        with watcher(ray_head, "judged") as look:
+            wait_for_step(run_dir, 2, process)
+            killed_after = kill_judge(look, run_dir)
+            wait_for_step(run_dir, killed_after + 2, process)
+            kill_judge(look, run_dir)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 1
+    assert "the engine of judge-0 died" in out and "judge-0 started again after" in out
+    assert "judges died more often than run.max_restarts allows; the last one with: The actor died" in err
+    rows = rows_of(folder, "judged")
     assert all({"reward_digits_mean", "reward_model_mean", "reward_judge_mean"} <= row.keys() for row in rows if row["step"])
-    lines = (folder / "runs" / "grpo" / "completions" / "step-000002.jsonl").read_text().splitlines()
-    judged = [value for line in lines if (value := json.loads(line)["rewards"]["judge"]) is not None]
-    assert judged and set(judged) <= set(range(10))
+    for row in rows[1:]:
+        lines = (run_dir / "completions" / f"step-{row['step']:06d}.jsonl").read_text().splitlines()
+        judged = [value for line in lines if (value := json.loads(line)["rewards"]["judge"]) is not None]
+        assert len(judged) > len(lines) / 2 and set(judged) <= set(range(10)), "answers were lost with the engine"
+
+
+def kill_judge(look, run_dir) -> int:
+    """Its process, at once; the last step before."""
+    [pid] = [pid for name, (_, pid) in look()["actors"].items() if name.startswith("judged/judge-0")]
+    os.kill(pid, signal.SIGKILL)
+    return metrics(run_dir)[-1]["step"]

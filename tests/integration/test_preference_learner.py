@@ -67,6 +67,7 @@ class Case:
     ranks: int = 1
     micro_batch_tokens: int = 128
     packing: bool = True
+    lora: LoraSpec | None = None
     objective: Any = None
     """None: that of the kind."""
     rows: tuple[int, ...] = tuple(range(ROWS))
@@ -75,6 +76,10 @@ class Case:
     zero_stage: Any = 3
     sequence_parallel: int = 1
     expert_parallel: int = 1
+
+    @property
+    def start(self) -> ModelSpec:
+        return ModelSpec(path=self.model, dtype="float32", lora=self.lora)
 
     @property
     def learner(self) -> LearnerSpec:
@@ -99,7 +104,7 @@ class Case:
         return LearnerSetup(
             model_path=self.model,
             tokenizer_path="",
-            model=ModelSpec(path=self.model, dtype="float32"),
+            model=self.start,
             learner=self.learner,
             temperature=1.0,
             seed=0,
@@ -107,8 +112,15 @@ class Case:
             num_threads=None,
             conversations=(str(folder / "rows.arrow"),),
             references=(str(folder / f"{self.kind}-{self.ranks}.reference.arrow"),) if self.stores_reference else (),
-            role="value" if self.kind == "rm" else "policy",
+            options={"role": "value"} if self.kind == "rm" else {},
         )
+
+
+def write_rows(folder: Path) -> None:
+    """The data, beside a model in `folder`."""
+    rows = [EncodedConversation("", sequence.token_ids.tolist(), sequence.loss_weights) for sequence in DATA]
+    batch = conversation_batch(rows, [sequence.label for sequence in DATA])
+    write_arrow(folder / "rows.arrow", CONVERSATION_SCHEMA, [batch], len(rows))
 
 
 @pytest.fixture(scope="module")
@@ -117,9 +129,7 @@ def models(tmp_path_factory) -> dict[str, str]:
     from transformers import AutoModelForSequenceClassification
 
     folder = tmp_path_factory.mktemp("models")
-    rows = [EncodedConversation("", sequence.token_ids.tolist(), sequence.loss_weights) for sequence in DATA]
-    batch = conversation_batch(rows, [sequence.label for sequence in DATA])
-    write_arrow(folder / "rows.arrow", CONVERSATION_SCHEMA, [batch], len(rows))
+    write_rows(folder)
     policy = save_tiny_model(folder / "policy", tied=True)
     experts = save_tiny_model(folder / "experts", tied=False, experts=4)
     torch.manual_seed(1)
@@ -212,9 +222,9 @@ def test_the_order_of_a_step_means_nothing_to_kto(models, groups):
 def test_a_reward_model_with_adapters_is_saved_whole(models, groups, tmp_path, ranks, stage):
     from transformers import AutoModelForSequenceClassification
 
-    case = Case("rm", models["dpo"], ranks)  # a language model: the head is new
+    case = Case("rm", models["dpo"], ranks, zero_stage=stage, lora=LoraSpec(rank=4))  # a language model: the head is new
     directory = tmp_path / "model"
-    before, after = groups[ranks].run(train_adapters_and_save, case, stage, directory)[0]
+    before, after = groups[ranks].run(train_and_save, case, directory)[0]
     assert before["rewards_chosen_mean"] == 0 and abs(after["rewards_chosen_mean"]) > 1e-3
     model, info = AutoModelForSequenceClassification.from_pretrained(directory, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
@@ -229,13 +239,11 @@ def test_a_reward_model_with_adapters_is_saved_whole(models, groups, tmp_path, r
 # ---- in the processes of the ranks
 
 
-def train_adapters_and_save(rank: Rank, case: Case, stage: Any, directory: Any) -> Any:
-    """Held-out metrics before and after two steps."""
-    model = ModelSpec(path=case.model, dtype="float32", lora=LoraSpec(rank=4))
-    spec = case.learner.model_copy(update={"zero_stage": stage})
-    learner = rank.build(model, spec, role="value")
+def train_and_save(rank: Rank, case: Case, directory: Any) -> Any:
+    """Held-out metrics of a reward model before and after two steps."""
+    learner = rank.build(case.start, case.learner, role="value")
     count, data = len(DATA), dict(enumerate(DATA))
-    step = plan_sequences(TOKENS, range(count), spec, 2 / count, in_pairs=True).step
+    step = plan_sequences(TOKENS, range(count), case.learner, 2 / count, in_pairs=True).step
     before = learner.evaluate(step, data, OBJECTIVES["rm"])
     for _ in range(2):
         learner.train_step(step, data, OBJECTIVES["rm"], learning_rate=0.02)

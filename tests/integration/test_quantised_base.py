@@ -1,4 +1,6 @@
-"""Adapters above a base in 4 bits: they alone change, and what leaves the learner is the model that it computed with."""
+"""Adapters above a base in 4 bits: they alone change, they learn whatever the kind, and what leaves the learner is the model that
+it computed with.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,9 @@ from rlflow.data.characters import build_character_tokenizer
 from rlflow.learner.quantization import dequantised, is_quantised
 from rlflow.spec.learner import LearnerSpec
 from rlflow.spec.model import LoraSpec, ModelSpec
+from tests.integration import test_gkd_learner as gkd
+from tests.integration import test_ppo_learner as ppo
+from tests.integration import test_preference_learner as preference
 from tests.integration.engines import RankGroup, save_tiny_model
 from tests.integration.learner_rank import Rank
 from tests.integration.plain_training import TEMPERATURE, load_plain, plain_logprobs
@@ -81,6 +86,50 @@ def test_a_checkpoint_goes_on(trained):
         np.testing.assert_array_equal(trained.resumed_scores[number], scores)
 
 
+# ---- other kinds than sft and grpo
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("kinds")
+    preference.write_rows(folder)
+    return save_tiny_model(folder / "model", tied=True)
+
+
+@pytest.mark.parametrize("kind", preference.OBJECTIVES)
+def test_preferences_are_learned(model, groups, kind):
+    first, second = groups[1].run(preference.train, preference.Case(kind, model, zero_stage=1, lora=LORA))[0][0]
+    assert second["loss"] < first["loss"] - 1e-3
+    assert groups[1].run(count_quantised) == [14]
+    if kind == "dpo":
+        assert first["reward_margin_mean"] == 0, "the reference is the same base, adapters off"
+
+
+def test_a_reward_model_is_written_whole(model, groups, tmp_path):
+    from transformers import AutoModelForSequenceClassification
+
+    case = preference.Case("rm", model, zero_stage=1, lora=LORA)
+    _, after = groups[1].run(preference.train_and_save, case, tmp_path / "model")[0]
+    written = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model")
+    with torch.no_grad():
+        _, metrics = preference.plain_rm(written, None)
+        chosen = [written(input_ids=torch.from_numpy(s.token_ids)[None]).logits.item() for s in preference.DATA[::2]]
+    assert after["preference_accuracy"] == pytest.approx(metrics["preference_accuracy"])
+    assert after["rewards_chosen_mean"] == pytest.approx(np.mean(chosen), rel=1e-4)
+
+
+def test_policy_and_critic_of_ppo_learn(model, groups):
+    steps = groups[1].run(ppo.train, ppo.Case(model, lora=LORA))[0]
+    assert all(step["grad_norm"] > 0 and step["value_grad_norm"] > 0 for step in steps)
+    assert steps[-1]["value_loss"] < steps[1]["value_loss"], "of the batch's second half, in the last and the first epoch"
+
+
+def test_a_student_comes_closer_to_its_teacher(model, groups, tmp_path):
+    teacher = save_tiny_model(tmp_path / "teacher", tied=False, vocabulary=gkd.TEACHER_ROWS)
+    steps = groups[1].run(gkd.train, gkd.Case(model, teacher, lora=LORA), 4)[0][0]
+    assert steps[-1]["divergence_mean"] < 0.95 * steps[1]["divergence_mean"]
+
+
 # ---- in the processes of the ranks
 
 
@@ -97,6 +146,11 @@ def train_and_save(rank: Rank, model: ModelSpec, spec: LearnerSpec, directory: P
     learner.load(directory / "state")
     _train(learner, 1)
     return {**before, **after, "resumed_scores": _score(learner)}
+
+
+def count_quantised(rank: Rank) -> int:
+    """Matrices of the learner built last that are in 4 bits."""
+    return sum(map(is_quantised, rank.learner._engine.module.parameters()))
 
 
 def _train(learner: Any, index: int) -> None:

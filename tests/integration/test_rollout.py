@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from rlflow.data.characters import build_character_tokenizer
-from rlflow.errors import RolloutError
+from rlflow.errors import EngineDied, RolloutError
 from rlflow.learner.export import WeightExporter
 from rlflow.rollout.completions import CompletionGroup, GroupRequest
 from rlflow.rollout.engine import RolloutEngine
@@ -148,7 +148,7 @@ def test_a_group_that_takes_too_long_is_given_up(worker, model):
 def test_an_engine_that_dies_says_so(worker):
     """Last: it ends the engine."""
     expected = "EngineDied: the engine died: RuntimeError: out of memory"
-    assert worker.run(failures_around_death) == [expected, expected]
+    assert worker.run(failures_around_death) == [expected, expected, expected]
 
 
 # ---- in the engine's process
@@ -180,7 +180,7 @@ async def failure(engine: RolloutEngine, request: GroupRequest, spec: RolloutSpe
 
 
 async def failures_around_death(engine: RolloutEngine) -> list[str]:
-    """Errors of a request that is running when a step fails, and of one that comes just then."""
+    """Errors of a request that is running when a step fails, of one that comes just then, and of a check."""
     long = RolloutSpec(max_completion_tokens=1000)
     running = asyncio.create_task(failure(engine, LONG_REQUEST, long))
     await asyncio.sleep(0.2)
@@ -192,8 +192,14 @@ async def failures_around_death(engine: RolloutEngine) -> list[str]:
 
         vllm.engine_core.get_output = fail
 
+    await engine.check()
     await engine._engine.call(break_it)
-    return list(await asyncio.gather(running, failure(engine, replace(REQUEST, prompt_id=1), long)))
+    found = await asyncio.gather(running, failure(engine, replace(REQUEST, prompt_id=1), long))
+    try:
+        await engine.check()
+    except EngineDied as error:
+        found.append(f"EngineDied: {error}")
+    return found
 
 
 def _with_settings(engine: RolloutEngine, spec: RolloutSpec) -> RolloutEngine:

@@ -106,3 +106,9 @@ def test_of_a_stream_the_first_window_is_shown(preview):
     assert code == 0
     assert "the first 8 training rows, 2 held-out rows" in shown
     assert "rows.jsonl, row 3, conversation" in shown, "the first two are held out"
+
+
+def test_the_template_of_the_spec_is_used(preview, tmp_path):
+    (tmp_path / "plain.jinja").write_text("{% for m in messages %}<{{ m.role }}>{{ m.content }}<|im_end|>{% endfor %}")
+    code, shown = preview([chat("1+1", "2")], chat_template="plain.jinja")
+    assert code == 0 and "<user>1+1" in shown

@@ -11,7 +11,7 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from rlflow.data.characters import build_character_tokenizer
-from rlflow.errors import RewardPluginError, RolloutError
+from rlflow.errors import EngineDied, RewardPluginError, RolloutError
 from rlflow.rewards import RewardScorer
 from rlflow.rollout.chat_endpoint import ChatEndpoint
 from rlflow.rollout.completions import Completion, CompletionGroup
@@ -194,9 +194,11 @@ def test_a_judge_is_at_one_place(fields, reason):
 
 
 class Engine:
-    """Says how long the prompt and what the sampling was, or refuses."""
+    """Answers with a number, refuses a long prompt, and dies of a very long one."""
 
     async def generate(self, request):
+        if len(request.prompt_ids) > 500:
+            raise EngineDied("out of memory")
         if len(request.prompt_ids) > 200:
             raise RolloutError("the prompt is too long")
         assert (request.temperature, request.max_tokens) == (0.5, 9)
@@ -211,13 +213,15 @@ def test_an_engine_is_asked_like_any_endpoint(make_sample):
     async def ask():
         endpoint = ChatEndpoint(Engine(), TOKENIZER, "127.0.0.1")
         reward = JudgeSpec(
-            endpoint=endpoint.url, model="j", prompt="{completion}", pattern="=([0-9.]+)", temperature=0.5, max_tokens=9
-        )
-        samples = [make_sample("1"), make_sample("2" * 300)]
+            endpoint=endpoint.url, model="j", prompt="{completion}", pattern="=([0-9.]+)", temperature=0.5, max_tokens=9,
+            max_retries=1, backoff_s=0,
+        )  # fmt: skip
+        samples = [make_sample("1"), make_sample("2" * 300), make_sample("3" * 600)]
         scores = await asyncio.to_thread(score, samples, reward)
         endpoint.close()
         return scores
 
-    good, too_long = asyncio.run(ask())
+    good, too_long, deadly = asyncio.run(ask())
     assert good.total == 0.25
     assert "status 400 the prompt is too long" in too_long.failures[0].message and "(1 tries)" in too_long.failures[0].message
+    assert "(2 tries): status 503 out of memory" in deadly.failures[0].message
