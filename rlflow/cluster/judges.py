@@ -28,7 +28,7 @@ class _Engine:
     settings: JudgeEngineSpec
     seat: Seat
     actor: Any = None
-    """None until it is started, and while it is dead."""
+    """None until it has started, and while it is dead."""
     url: str = ""
 
     @property
@@ -85,14 +85,18 @@ class JudgeGroup:
 
     async def _start(self, engine: _Engine) -> None:
         judge, limit_s = engine.judge, engine.settings.startup_timeout_s
-        engine.actor = self._placement.start(JudgeActor, engine.seat, max_concurrency=1000)
-        starting = engine.actor.start.remote(judge, engine.settings, self._setup.num_threads)
+        actor = self._placement.start(JudgeActor, engine.seat, max_concurrency=1000)
+        starting = actor.start.remote(judge, engine.settings, self._setup.num_threads)
         try:
             engine.url = await asyncio.wait_for(_awaited(starting), limit_s)
+            engine.actor = actor
         except TimeoutError:
             raise RolloutError(f"judge {judge.model} did not start within {limit_s:g} s") from None
         except RayError as error:
             raise RolloutError(f"judge {judge.model} did not start: {error}") from None
+        finally:  # also where the start is cancelled, because a learner rank has died
+            if engine.actor is None:
+                ray.kill(actor)
 
     async def close(self) -> None:
         """Stop all engines and end the actors."""
