@@ -19,8 +19,11 @@ def check_modelscope(field: str) -> None:
 def load_modelscope_dataset(name: str, subset: str | None, split: str, cache_dir: Path, field: str) -> "Dataset":
     """A split of a data set. Raises `DataError` naming the source's `field`."""
     check_modelscope(f"{field}.hub")
-    from modelscope.msdatasets import MsDataset  # pyright: ignore[reportMissingImports]
-
+    try:
+        from modelscope.msdatasets import MsDataset  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        hint = f"{error.name} is missing: pip install 'modelscope[datasets]'"
+        raise DataError(f"{field}.hub: the data sets of ModelScope's package need more than its core; {hint}") from None
     options: dict[str, Any] = {"subset_name": subset} if subset else {}
     try:
         loaded = MsDataset.load(name, split=split, cache_dir=str(cache_dir), **options)

@@ -146,6 +146,13 @@ def test_subsets_that_cannot_be_listed_are_an_error_of_the_source(tmp_path, monk
         load(tmp_path, "MS::org/name:all")
 
 
+def test_the_core_of_modelscope_alone_is_not_enough_for_data_sets(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "modelscope", ModuleType("modelscope"))
+    monkeypatch.setattr("rlflow.data.modelscope_hub.find_spec", lambda name: name == "modelscope")
+    with pytest.raises(DataError, match=r"data.sources\[0\].hub: .* is missing: pip install 'modelscope\[datasets\]'$"):
+        load(tmp_path, "MS::a/b")
+
+
 def test_without_modelscope_one_line_says_what_to_install(tmp_path):
     with pytest.raises(SpecError, match=r"data.sources\[0\].hub: .*pip install modelscope"):
         load(tmp_path, "MS::org/name")
