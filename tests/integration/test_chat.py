@@ -22,10 +22,11 @@ pytestmark = pytest.mark.integration
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """A tiny model with random weights that never ends a turn by itself."""
+    """A tiny model with random weights that seldom ends a turn: the end is one token of thousands."""
     folder = tmp_path_factory.mktemp("model")
     config = {**MODEL["random"]["config"], "max_position_embeddings": 4096}
-    create_random_model(RandomModelSpec(config=config, characters=LETTERS), "float32", build_character_tokenizer(LETTERS), folder)
+    letters = LETTERS + "".join(map(chr, range(0x4E00, 0x4E00 + 8000)))
+    create_random_model(RandomModelSpec(config=config, characters=letters), "float32", build_character_tokenizer(letters), folder)
     file = folder / "generation_config.json"
     settings = json.loads(file.read_text())
     file.write_text(json.dumps({**settings, "eos_token_id": None, "temperature": 0.5}))
