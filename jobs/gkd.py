@@ -40,24 +40,22 @@ def _teacher(job: GkdJob, model: PreparedModel) -> RoleSetup:
         "num_candidates": None if job.gkd.top_k is None else min(job.gkd.top_k, num_tokens),
         "num_tokens": num_tokens,
     }
-    return RoleSetup("teacher", options, path, spec, job.learner.model_copy(update={"gradient_checkpointing": "none"}))
+    return RoleSetup("teacher", options, path, spec, job.teacher_learner)
 
 
 def _setup_alone(
     job: GkdJob, model: PreparedModel, teacher: RoleSetup, machine: Machine, conversations: tuple[str, ...]
 ) -> LearnerSetup:
-    """On devices of its own it is cut up by its own ranks alone."""
-    assert job.teacher.num_ranks is not None
-    alone = {"num_ranks": job.teacher.num_ranks, "zero_stage": "auto", "sequence_parallel": 1, "expert_parallel": 1}
+    """On ranks of its own, which have nothing else."""
     return LearnerSetup(
         model_path=teacher.model_path,
         tokenizer_path=model.tokenizer_path,
         model=teacher.model,
-        learner=teacher.learner.model_copy(update=alone),
+        learner=teacher.learner,
         temperature=job.rollout.temperature,
         seed=job.run.seed,
         keep_reference=False,
-        num_threads=machine.threads(job.teacher.num_ranks),
+        num_threads=machine.threads(teacher.learner.num_ranks),
         conversations=conversations,
         options=teacher.options,
     )

@@ -136,11 +136,6 @@ class PpoLearner(Protocol):
 class Teacher(Protocol):
     """Answers from devices of its own."""
 
-    @property
-    def num_ranks(self) -> int:
-        """For which the sequences are to be cut up."""
-        ...
-
     async def answer_samples(self, batch: PolicyBatch, groups: Sequence[Any]) -> TeacherAnswers:
         """For sampled completions."""
         ...

@@ -37,7 +37,8 @@ class GkdLoop(SamplingLoop):
         scored, arrays = [group.scored() for group in sampled.groups], [group.arrays for group in sampled.groups]
         settings, answers = token_mean_settings(self.spec), None
         if self.teacher is not None:
-            settings_there = replace(settings, num_ranks=self.teacher.num_ranks, sequence_parallel=1)
+            there = self.spec.teacher_learner
+            settings_there = replace(settings, num_ranks=there.num_ranks, sequence_parallel=there.sequence_parallel)
             with clock.phase("teacher"):
                 answers = await self.teacher.answer_samples(plan_unrewarded_batch(scored, settings_there), arrays)
         batch = plan_unrewarded_batch(scored, settings)
@@ -53,9 +54,9 @@ class GkdLoop(SamplingLoop):
         rows = order.rows(self.state.cursor, self.spec.prompts_per_step)
         plan, said = plan_conversations(lengths, rows, self.spec.learner), None
         if self.teacher is not None:
-            there = self.spec.learner.model_copy(update={"num_ranks": self.teacher.num_ranks, "sequence_parallel": 1})
+            there = plan_conversations(lengths, rows, self.spec.teacher_learner)
             with clock.phase("teacher"):
-                said = await self.teacher.answer_conversations(plan_conversations(lengths, rows, there), rows)
+                said = await self.teacher.answer_conversations(there, rows)
         metrics = await self.learn(clock, lambda: self.learner.distill_conversations(plan, rows, objective, rate, said))
         return StepResult(metrics | {"on_policy": 0}, sum(lengths.tokens[row] for row in rows))
 

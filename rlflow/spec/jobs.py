@@ -180,6 +180,14 @@ class GkdJob(RolloutJob):
         return 2 if self.teacher.num_ranks is None else 1
 
     @property
+    def teacher_learner(self) -> LearnerSpec:
+        """What holds for the teacher's ranks: the student's settings, but cut up by its own ranks alone if it has devices."""
+        own: dict[str, Any] = {"gradient_checkpointing": "none"}
+        if self.teacher.num_ranks is not None:
+            own |= {"num_ranks": self.teacher.num_ranks, "zero_stage": "auto", "sequence_parallel": 1, "expert_parallel": 1}
+        return self.learner.model_copy(update=own)
+
+    @property
     def other_models(self) -> dict[str, ModelSpec]:
         """The teacher."""
         return {"teacher": self.model.other(self.teacher)}
