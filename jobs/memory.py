@@ -16,8 +16,8 @@ _ASLEEP_GIB = 1.4
 """What a sleeping engine keeps on its GPU: context, CUDA graphs."""
 _LEARNER_CPU_GIB = 1.2
 """A learner process without model."""
-_LOGITS_BYTES = 2**29
-"""The logits that the fused log-probability holds at once."""
+LOGITS_BYTES = 3 * 2**28
+"""The logits that the fused log-probabilities hold at once (said again here, where torch is not loaded)."""
 _REDUCE_BUCKET_ELEMENTS = 5 * 10**8
 """DeepSpeed's default bucket of gradients."""
 _LORA_FRACTION = 0.01
@@ -114,7 +114,7 @@ def _trained(job: TrainingJob, facts: ModelFacts) -> _Role:
 def _frozen(job: TrainingJob, facts: ModelFacts, ranks: int, stage: int) -> _Role:
     weights = facts.num_parameters * bytes_per_number(job) / (ranks if stage == 3 else 1) / GIB
     forward = _forward_numbers(facts, job.learner.micro_batch_tokens) * bytes_per_number(job) / GIB
-    return _Role(weights, weights + forward + _gathered(job, facts) + _LOGITS_BYTES / GIB, weights)
+    return _Role(weights, weights + forward + _gathered(job, facts) + LOGITS_BYTES / GIB, weights)
 
 
 def rewards_gib(job: Job, facts: ModelFacts, others: Mapping[str, ModelFacts], *, on_gpu: bool) -> float:
@@ -215,5 +215,5 @@ def _gathered(job: TrainingJob, facts: ModelFacts) -> float:
 
 def _logits(job: TrainingJob, facts: ModelFacts) -> float:
     """A chunk of logits, and the head's gradient in float32 and in the model's precision."""
-    logits = min(_LOGITS_BYTES, facts.vocab_size * _micro_batch_tokens(job) * bytes_per_number(job))
+    logits = min(LOGITS_BYTES, facts.vocab_size * _micro_batch_tokens(job) * bytes_per_number(job))
     return (logits + facts.vocab_size * facts.hidden_size * (4 + bytes_per_number(job))) / GIB

@@ -5,14 +5,18 @@ a chunk's logits again instead of keeping them. Where the loss is a known linear
 pass computes the gradients too, and each chunk's logits exist once (as in Liger's fused linear cross-entropy, Hsu et al. 2024).
 """
 
+import math
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-CHUNK_BYTES = 2**29
-"""Size of the logits that exist at once, in the model's data type."""
+CHUNK_BYTES = 3 * 2**28
+"""Size of the logits that exist at once, in the model's data type. Every chunk reads and writes the weight's whole gradient, so
+small ones cost time."""
+_ROUND_TOKENS = 128
+"""Matrix products are fastest with round numbers of tokens."""
 
 
 class TokenScores(NamedTuple):
@@ -199,5 +203,9 @@ def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
 def token_chunks(hidden_NH: Tensor, weight_VH: Tensor, copies: int = 1) -> list[slice]:
     """Chunks of the positions, each with at most `CHUNK_BYTES` for `copies` matrices of the logits' size."""
     count = hidden_NH.shape[0]
-    size = max(1, CHUNK_BYTES // (copies * weight_VH.shape[0] * hidden_NH.element_size()))
+    most = max(1, CHUNK_BYTES // (copies * weight_VH.shape[0] * hidden_NH.element_size()))
+    unit = _ROUND_TOKENS if most >= _ROUND_TOKENS else 1
+    most -= most % unit
+    even = math.ceil(count / max(1, math.ceil(count / most)))  # all alike: a small last one would cost as much as a large one
+    size = max(1, math.ceil(even / unit) * unit)
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]

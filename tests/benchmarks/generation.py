@@ -32,6 +32,9 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=512)
     parser.add_argument("--ways", nargs="+", default=["vllm", "rlflow"], help="vllm, vllm-process or rlflow, each with :NAME")
     parser.add_argument("--engine", nargs="*", default=[], help="NAME=JSON: engine arguments of the ways with :NAME")
+    parser.add_argument(
+        "--logprobs-every", type=int, default=0, help="every so many groups ask rlflow's engine for log-probabilities"
+    )
     parser.add_argument("--scratch", type=Path, default=Path("/tmp/rlflow-benchmarks"))
     parser.add_argument("--profile", type=Path, help="write where the time of steps of `vllm` goes")
     parser.add_argument("--out", type=Path)
@@ -50,8 +53,8 @@ def main() -> None:
         print(json.dumps(part(arguments, model, options)))
         return
     shared = ["--shape", arguments.shape, "--tokenizer", arguments.tokenizer, "--scratch", str(arguments.scratch)]
-    for name in ("prompts", "completions", "tokens"):
-        shared += [f"--{name}", str(getattr(arguments, name))]
+    for name in ("prompts", "completions", "tokens", "logprobs_every"):
+        shared += [f"--{name.replace('_', '-')}", str(getattr(arguments, name))]
     shared += ["--profile", str(arguments.profile)] if arguments.profile else []
     results = []
     for way in arguments.ways:
@@ -126,7 +129,10 @@ async def _run_rlflow(arguments: Any, model: str, options: dict[str, Any]) -> di
     engine = await RolloutEngine.start(model, spec, dtype="bfloat16", max_model_tokens=PROMPT_TOKENS + arguments.tokens, seed=0)
     start = time.perf_counter() - begin
     engine.weight_version = 1  # dummy weights will do here
-    requests = [GroupRequest(i, i, np.array(ids, np.int32), arguments.completions) for i, ids in enumerate(prompts(arguments))]
+    requests = [
+        GroupRequest(i, i, np.array(ids, np.int32), arguments.completions, with_logprobs=_asks(arguments, i))
+        for i, ids in enumerate(prompts(arguments))
+    ]
     rates = []
     for _ in range(WARM_UP + TIMED):
         begin = time.perf_counter()
@@ -135,6 +141,10 @@ async def _run_rlflow(arguments: Any, model: str, options: dict[str, Any]) -> di
         rates.append(sum(len(c.token_ids) for g in groups for c in g.completions) / (time.perf_counter() - begin))
     await engine.close()
     return _figures(start, rates)
+
+
+def _asks(arguments: Any, number: int) -> bool:
+    return arguments.logprobs_every > 0 and number % arguments.logprobs_every == 0
 
 
 def _figures(start: float, rates: list[float]) -> dict[str, float]:

@@ -2,6 +2,8 @@
 
 import pytest
 
+from rlflow.algorithms import fused_logprobs
+from rlflow.jobs import memory
 from rlflow.jobs.memory import estimate_memory
 from rlflow.jobs.model_facts import ModelFacts
 from rlflow.jobs.settle import settle
@@ -203,3 +205,7 @@ def test_judges_have_gpus_of_their_own_or_share_the_machine():
     assert estimate(judged, on_gpu=False).judges == pytest.approx(both)
     assert estimate(judged, on_gpu=False).peak == pytest.approx(estimate(plain, on_gpu=False).peak + both)
     assert estimate(plain, on_gpu=False).judges == 0
+
+
+def test_the_plan_knows_the_size_of_the_learners_chunks():
+    assert memory.LOGITS_BYTES == fused_logprobs.CHUNK_BYTES
