@@ -8,7 +8,7 @@ from tests.integration.job_runs import MODEL, metrics, run, write_job
 from tests.unit.rewards.test_model import save
 
 
-def run_cycle(folder: Path, residency: str, **rollout: Any) -> list[dict[str, Any]]:
+def run_cycle(folder: Path, residency: str, *, num_ranks: int = 1, **rollout: Any) -> list[dict[str, Any]]:
     """The metrics of each step of a job in `folder` that improved, with a reward model beside the learner."""
     rows = ({"messages": [{"role": "user", "content": f"{i % 10}+{i // 10}"}]} for i in range(100))
     (folder / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -18,7 +18,7 @@ def run_cycle(folder: Path, residency: str, **rollout: Any) -> list[dict[str, An
         "run": {"name": residency},
         "model": {**MODEL, "dtype": "bfloat16"},
         "data": {"sources": ["sums.jsonl"], "max_prompt_tokens": 32},
-        "learner": {"micro_batch_tokens": 4096, "optimizer": {"learning_rate": 0.003}},
+        "learner": {"num_ranks": num_ranks, "micro_batch_tokens": 4096, "optimizer": {"learning_rate": 0.003}},
         "rollout": {
             "num_generations": 8,
             "max_completion_tokens": 4,

@@ -43,9 +43,11 @@ def test_two_ranks_train_as_one(groups, alone, change):
         assert_agrees(result, expected)
 
 
-@pytest.mark.parametrize("rollout", [{}, {"tensor_parallel_size": 2}], ids=["an engine each", "one engine over both"])
+@pytest.mark.parametrize(
+    "rollout", [{"num_workers": 2}, {"tensor_parallel_size": 2}], ids=["an engine each", "one engine over both"]
+)
 @pytest.mark.parametrize("residency", ["turns", "together"])
 def test_a_job_uses_both(tmp_path, residency, rollout):
-    run_cycle(tmp_path, residency, **rollout)
+    run_cycle(tmp_path, residency, num_ranks=2, **rollout)
     (layout,) = tmp_path.glob("runs/*/checkpoints/*/state/layout.json")
     assert json.loads(layout.read_text())["num_ranks"] == 2
