@@ -1,11 +1,11 @@
 """Data sets and the rows that are read of them."""
 
-from typing import Any
+from typing import Any, get_args
 
 from rlflow.convert.draft import Draft
 from rlflow.convert.flags import Settings
 from rlflow.errors import UserError
-from rlflow.spec.data import parse_source
+from rlflow.spec.data import PackagedLossWeights, parse_source
 
 _HUGGING_FACE_NAMES = {
     "AI-MO/NuminaMath-TIR": "AI-MO/NuminaMath-TIR",
@@ -17,7 +17,7 @@ _HUGGING_FACE_NAMES = {
 _IDENTITY = "swift/self-cognition"
 """Its rows have placeholders; a source of this id fills them."""
 _LOSSES = ("default", "last_round", "all")
-_LOSS_WEIGHTS = ("hermes", "react", "agentflan", "alpha_umi", "ignore_think_prefix")
+_LOSS_WEIGHTS = get_args(PackagedLossWeights)
 _OVERLONG = {"delete": "drop", "left": "truncate_left", "right": "truncate_right", "split": "split"}
 
 

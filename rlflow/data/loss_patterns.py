@@ -42,10 +42,17 @@ _REACT = {
     "Final Answer:": (1.0, 1.0),
     "Observation:": (2.0, 0.0),
 }
+_QWEN = {
+    "✿FUNCTION✿:": (2.0, 2.0),
+    "✿ARGS✿:": (2.0, 2.0),
+    "✿RESULT✿:": (2.0, 0.0),
+    "✿RETURN✿:": (1.0, 1.0),
+}
 _FLAN = ("Name:", "Action:", "Tool:", "Command", "Arguments:", "action input", "ACTION_INPUT:")
 _PACKAGED: dict[str, list[tuple[str, float]]] = {
     "hermes": [(r"<tool_call>.+?</tool_call>", 2.0)],
     "ignore_think_prefix": [(r"^<think>\n?", 0.0)],
+    "qwen": _sections(_QWEN),
     "react": _sections(_REACT),
     "agentflan": _sections(_REACT | dict.fromkeys(_FLAN, (1.0, 3.0))),
     "alpha_umi": _sections(_REACT | {"Next:": (2.0, 2.0)}),

@@ -48,7 +48,8 @@ class LossWeightSpec(Spec):
         return value
 
 
-LossWeights = Literal["hermes", "react", "agentflan", "alpha_umi", "ignore_think_prefix"] | LossWeightSpec
+PackagedLossWeights = Literal["hermes", "qwen", "react", "agentflan", "alpha_umi", "ignore_think_prefix"]
+LossWeights = PackagedLossWeights | LossWeightSpec
 
 
 class DataSpec(Spec):
@@ -104,7 +105,7 @@ class DataSpec(Spec):
 
     loss_weights: tuple[LossWeights, ...] = ()
     """How much parts of assistant turns count in the loss of SFT: `{pattern, weight}`, or the name of a packaged set
-    (ms-swift's): `hermes`, `react`, `agentflan`, `alpha_umi`, `ignore_think_prefix`. Overlapping weights multiply."""
+    (ms-swift's): `hermes`, `qwen`, `react`, `agentflan`, `alpha_umi`, `ignore_think_prefix`. Overlapping weights multiply."""
 
     system: str | None = None
     """System prompt of rows that have none."""

@@ -274,8 +274,8 @@ def test_truncation(strategy, overlong):
 
 
 def test_loss_weights():
-    found = data("--loss_scale last_round+hermes+ignore_empty_think")
-    assert (found["loss"], found["loss_weights"], found["ignore_empty_think"]) == ("last_round", ["hermes"], True)
+    found = data("--loss_scale last_round+hermes+qwen+ignore_empty_think")
+    assert (found["loss"], found["loss_weights"], found["ignore_empty_think"]) == ("last_round", ["hermes", "qwen"], True)
     assert data("--loss_scale react")["loss_weights"] == ["react"]
 
 
@@ -306,9 +306,9 @@ def test_bookkeeping():
         (f"{SFT} --learning_rate fast", ["--learning_rate fast: could not convert string to float: 'fast'"]),
         (f"{SFT} --packing perhaps", ["--packing perhaps: is true or false, not perhaps"]),
         (f"{SFT} --seed 1 --seed 2", ["--seed: given twice"]),
-        (f"{SFT} --loss_scale qwen", ["--loss_scale qwen: qwen has no equivalent; known: default, last_round, all, each with or "
-            "without +ignore_empty_think, +hermes, +react, +agentflan, +alpha_umi, +ignore_think_prefix; convert without it, "
-            "and write its patterns and weights as data.loss_weights"]),
+        (f"{SFT} --loss_scale mine", ["--loss_scale mine: mine has no equivalent; known: default, last_round, all, each with or "
+            "without +ignore_empty_think, +hermes, +qwen, +react, +agentflan, +alpha_umi, +ignore_think_prefix; convert without "
+            "it, and write its patterns and weights as data.loss_weights"]),
         (f"{SFT} --interleave_prob 0.5 0.5", ["--interleave_prob 0.5 0.5: 2 probabilities for 1 data sets"]),
         (f"{SFT} --truncation_strategy end", ["--truncation_strategy end: is one of delete, left, right, split"]),
         (SFT.replace("org/d", "swift/self-cognition"), ["--model_name: missing; swift/self-cognition has a place for it"]),

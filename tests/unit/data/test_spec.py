@@ -68,7 +68,7 @@ def test_a_single_source_needs_no_list():
         ({"sources": [{"type": "file", "path": "a.csv", "held_out": 3}], "held_out": 2}, "own held_out"),
         ({"sources": ["what is this"]}, "neither a file nor a data set id"),
         ({"sources": ["a.csv"], "loss_weights": [{"pattern": "(", "weight": 1}]}, "is no regular expression: missing"),
-        ({"sources": ["a.csv"], "loss_weights": ["hermess"]}, "'hermes', 'react'"),
+        ({"sources": ["a.csv"], "loss_weights": ["hermess"]}, "'hermes', 'qwen', 'react'"),
         ({"sources": ["a.csv"], "held_out": 1.5}, "not a fraction below 1.0"),
         ({"sources": ["a.csv"], "held_out": -1}, "greater than or equal to 0"),
         ({"sources": [{"type": "ftp", "path": "x"}]}, "reasoning_gym"),
