@@ -1,8 +1,8 @@
 """Attention of packed rows, one layer, forward and backward: time, and how far the gradients are from float32's.
 
 usage: python tests/benchmarks/attention.py [--ways rlflow varlen fa4] [--heads 16 8] [--head-dim 128] [--tokens 16384]
-rlflow: what the learner runs (on a CPU the only one); varlen: torch's variable-length attention; fa4: the same with the FlashAttention-4 kernels that
-vLLM brings along in the place of torch's own.
+rlflow: what the learner runs (on a CPU the only one); varlen: torch's variable-length attention; fa4: the same with the
+FlashAttention-4 kernels that vLLM brings along in the place of torch's own.
 """
 
 import argparse

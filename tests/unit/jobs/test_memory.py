@@ -1,4 +1,4 @@
-"""The plan's estimate against what was measured on one H100 (torch's reserved memory, tests/benchmarks/sft.py)."""
+"""The plan's estimate against what was measured on one H100 (reserved memory in tests/benchmarks/sft.py; all of it in jobs)."""
 
 import pytest
 
@@ -54,6 +54,17 @@ def test_the_estimate_is_within_15_percent(shape, stage, tokens, measured):
     job = sft(zero_stage=stage, micro_batch_tokens=tokens, gradient_checkpointing="none")
     estimate = estimate_memory(job, FACTS[shape], on_gpu=True, device_gib=79.2)
     assert estimate.peak == pytest.approx(measured, rel=0.15)
+
+
+@pytest.mark.parametrize(("residency", "measured_peak", "measured_host"), [("turns", 24.7, 7.73), ("together", 40.0, 0.0)])
+def test_the_estimate_of_a_job_that_samples_is_within_15_percent(residency, measured_peak, measured_host):
+    """tests/benchmarks/grpo_step.py; in host memory, what the learner's process has more of by turns."""
+    learner = {"micro_batch_tokens": 32768, "gradient_checkpointing": "full"}
+    facts = FACTS["qwen3-0.6b"]
+    job = settle(grpo(residency=residency, learner=learner), facts, on_gpu=True, device_gib=79.2)
+    estimate = estimate_memory(job, facts, on_gpu=True, device_gib=79.2)
+    assert estimate.peak == pytest.approx(measured_peak, rel=0.15)
+    assert estimate.host == pytest.approx(measured_host, rel=0.15)
 
 
 def test_a_small_model_stays_beside_its_engine_with_all_activations():
