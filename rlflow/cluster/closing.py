@@ -24,6 +24,10 @@ async def _bounded(closer: Coroutine[Any, Any, None]) -> bool:
     try:
         async with asyncio.timeout(CLOSE_TIMEOUT_S):
             await closer
+    except TimeoutError:
+        owner = closer.__qualname__.rpartition(".")[0]
+        logger.warning(f"while closing: {owner} had not ended after {CLOSE_TIMEOUT_S} s; its processes end with the job")
+        return False
     except Exception as error:
         logger.warning(f"while closing: {type(error).__name__}: {error}")
         return False
