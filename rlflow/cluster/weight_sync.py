@@ -1,6 +1,8 @@
 """One weight sync from the learner group to all rollout engines."""
 
-from rlflow.cluster.failure import LearnerLost
+import asyncio
+
+from rlflow.cluster.failure import LearnerLost, RolloutsLost
 from rlflow.cluster.learner_group import LearnerGroup
 from rlflow.cluster.rollout_group import RolloutGroup
 
@@ -21,12 +23,16 @@ class WeightSync:
         """Send the learner's weights to every live engine as a new version. Engines hold memory for weights, no cache."""
         self.version += 1
         try:
-            await self._rollouts.call("begin_update")
-            for index, bucket in enumerate(learner.buckets):
+            _, handles = await asyncio.gather(self._rollouts.call("begin_update"), learner.write_bucket(0))
+            await self._rollouts.call("load_bucket", handles, learner.buckets[0])
+            for index, bucket in enumerate(learner.buckets[1:], start=1):
                 handles = await learner.write_bucket(index)
                 await self._rollouts.call("load_bucket", handles, bucket)
             await self._rollouts.call("finish_update", self.version)
             await learner.release_buffer()
         except LearnerLost as error:
             self._rollouts.mark_all_dead(error)
+            raise
+        except RolloutsLost:
+            await learner.release_buffer()  # the engines that come next want the memory
             raise
