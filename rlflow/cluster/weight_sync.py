@@ -1,8 +1,6 @@
 """One weight sync from the learner group to all rollout engines."""
 
-import asyncio
-
-from rlflow.cluster.failure import LearnerLost, RolloutsLost
+from rlflow.cluster.failure import LearnerLost
 from rlflow.cluster.learner_group import LearnerGroup
 from rlflow.cluster.rollout_group import RolloutGroup
 
@@ -23,16 +21,12 @@ class WeightSync:
         """Send the learner's weights to every live engine as a new version. Engines hold memory for weights, no cache."""
         self.version += 1
         try:
-            _, handles = await asyncio.gather(self._rollouts.call("begin_update"), learner.write_bucket(0))
-            await self._rollouts.call("load_bucket", handles, learner.buckets[0])
-            for index, bucket in enumerate(learner.buckets[1:], start=1):
+            await self._rollouts.call("begin_update")
+            for index, bucket in enumerate(learner.buckets):
                 handles = await learner.write_bucket(index)
                 await self._rollouts.call("load_bucket", handles, bucket)
             await self._rollouts.call("finish_update", self.version)
             await learner.release_buffer()
         except LearnerLost as error:
             self._rollouts.mark_all_dead(error)
-            raise
-        except RolloutsLost:
-            await learner.release_buffer()  # the engines that come next want the memory
             raise
