@@ -206,6 +206,6 @@ def token_chunks(hidden_NH: Tensor, weight_VH: Tensor, copies: int = 1) -> list[
     most = max(1, CHUNK_BYTES // (copies * weight_VH.shape[0] * hidden_NH.element_size()))
     unit = _ROUND_TOKENS if most >= _ROUND_TOKENS else 1
     most -= most % unit
-    even = math.ceil(count / max(1, math.ceil(count / most)))  # all alike: a small last one would cost as much as a large one
+    even = math.ceil(count / max(1, math.ceil(count / most)))  # nearly alike: a small one costs as much as a large one
     size = max(1, math.ceil(even / unit) * unit)
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]
