@@ -42,8 +42,9 @@ class RewardActor:
 
     @ray.method(num_returns=2)
     def score(self, row: PromptRow, group: CompletionGroup) -> tuple[list[SampleScore], list[str]]:
-        """Score a group: scores for the controller, and the completions' texts for logs."""
-        texts = self._tokenizer.decode_batch([list(c.token_ids) for c in group.completions])
+        """Score a group: scores for the controller, and the answers' texts."""
+        sampled = self._tokenizer.decode_batch([list(c.token_ids) for c in group.completions])
+        texts = [row.answer_start + text for text in sampled]
         return self._scorer.score(reward_samples(row, group, texts)), texts
 
     def close(self) -> None:

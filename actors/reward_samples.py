@@ -15,10 +15,12 @@ class PromptRow:
     messages: list[dict[str, Any]]
     text: str
     columns: dict[str, Any]
+    answer_start: str = ""
+    """What the prompt begins of every answer, such as the thinking block that the template opens."""
 
 
 def reward_samples(row: PromptRow, group: CompletionGroup, texts: Sequence[str]) -> list[RewardSample]:
-    """One sample for each of the group's completions, whose texts are `texts`."""
+    """One sample for each of the group's completions; `texts` are whole answers, with what the prompt begins of them."""
     return [
         RewardSample(
             prompt_id=group.prompt_id,

@@ -108,7 +108,8 @@ def _decoder(tokenizer: Any) -> Any:
 
 def _scorer(rewards: RewardGroup) -> Any:
     async def score(row: Row, question: Question, arrays: Any) -> tuple[list[Any], list[str]]:
-        scores, texts = await rewards.score(PromptRow(question.messages, question.text, row.columns), arrays)
+        asked = PromptRow(question.messages, question.text, row.columns, question.answer_start)
+        scores, texts = await rewards.score(asked, arrays)
         return scores, await texts
 
     return score

@@ -14,6 +14,7 @@ from rlflow.data.order import RowOrder, VisitOrder
 from rlflow.data.rows import Rows
 from rlflow.data.stream import RowStream
 from rlflow.data.streamed_conversations import StreamedConversations
+from rlflow.data.thinking import opened_thinking
 from rlflow.data.tokenized import PromptSet, tokenize_conversations, tokenize_prompts
 from rlflow.data.tokenized_preferences import tokenize_labelled, tokenize_pairs
 from rlflow.errors import DataError, SpecError
@@ -202,7 +203,8 @@ class PromptRows:
     def row(self, index: int) -> PromptRow:
         """What rewards get of the row."""
         prompt = self._prompts[index]
-        return PromptRow([dict(message) for message in prompt.messages], prompt.text, prompt.columns)
+        messages = [dict(message) for message in prompt.messages]
+        return PromptRow(messages, prompt.text, prompt.columns, opened_thinking(prompt.text))
 
 
 def prepare_rows(rows: Rows | RowStream, tokenizer: Any, job: Job, run: RunDirectory) -> Any:

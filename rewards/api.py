@@ -24,7 +24,8 @@ class RewardSample:
     prompt: str
     """The prompt as the model saw it, chat template applied."""
     completion: str
-    """Text of the completion, special tokens left out."""
+    """Text of the answer, special tokens left out; with what the prompt began of it: a thinking block that the template opens, a
+    response prefix."""
     completion_tokens: int
     """Length of the completion in tokens."""
     completion_token_ids: list[int]

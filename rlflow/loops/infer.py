@@ -46,9 +46,9 @@ class DispatchHandle(Protocol):
 
 
 Decode = Callable[[Any], Awaitable[list[str]]]
-"""From a reference to a group to its texts."""
+"""From a reference to a group to its sampled texts."""
 Score = Callable[[Row, Question, Any], Awaitable[tuple[Sequence[ScoreHandle], list[str]]]]
-"""From a row and a reference to a group to scores and texts."""
+"""From a row and a reference to a group to scores and whole answers, with what the prompt began of them."""
 
 
 @dataclass(kw_only=True)
@@ -130,7 +130,7 @@ class InferLoop:
         scores = None
         try:
             if self.score is None:
-                texts = await self.decode(arrays)
+                texts = [question.answer_start + text for text in await self.decode(arrays)]
             else:
                 scores, texts = await self.score(row, question, arrays)
         except GroupLost as error:
@@ -145,7 +145,7 @@ class InferLoop:
             question,
             columns,
             summary,
-            [question.answer_start + text for text in texts],
+            texts,
             scores,
         )
         self.files.write(*records_of(answered, self.spec.infer))

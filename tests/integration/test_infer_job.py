@@ -99,7 +99,7 @@ def test_two_engines_answer_with_the_adapters_merged_and_the_best_answer_is_kept
     answers = spec(tmp_path) | {"model": {"path": "base", "dtype": "float32"}, "adapter": "adapter"}
     # The lowest temperature that vLLM samples at: all samples of a row are the likeliest answer, which transformers tells too.
     answers["rollout"] |= {"num_workers": 2, "temperature": 0.01, "max_completion_tokens": 4}
-    answers["infer"] = {"output": "best.jsonl", "num_samples": 3, "keep": "best"}
+    answers["infer"] = {"output": "best.jsonl", "num_samples": 3, "keep": "best", "response_prefix": "7"}
     answers["rewards"] = [{"type": "plugin", "target": "digits.py:digits"}]
 
     result = run(tmp_path, write_job(tmp_path, answers), env=ray_head.driver_env)
@@ -110,19 +110,19 @@ def test_two_engines_answer_with_the_adapters_merged_and_the_best_answer_is_kept
     for number, row in enumerate(rows):
         record = found[f"rows.jsonl:{number + 1}"]
         answer = record["messages"][-1]["content"]
-        assert record["reward"] == pytest.approx(sum(c.isdigit() for c in answer) / 4)
-        expected, margin = likeliest_answer(model, tokenizer, row["messages"])
+        assert record["reward"] == pytest.approx(sum(c.isdigit() for c in answer) / 4), "of the answer with its prefix"
+        expected, margin = likeliest_answer(model, tokenizer, row["messages"], "7")
         if margin > 0.2:
             assert answer == expected
             compared += 1
     assert compared >= len(rows) / 2
 
 
-def likeliest_answer(model, tokenizer, messages):
-    """Four tokens at most, and by how much the logit of each is at least above the next one."""
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+def likeliest_answer(model, tokenizer, messages, prefix):
+    """The prefix and four tokens at most, and by how much the logit of each is at least above the next one."""
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) + prefix
     ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")
     out = model.generate(**ids, max_new_tokens=4, do_sample=False, output_logits=True, return_dict_in_generate=True)
     best, next_best = torch.stack([logits[0].topk(2).values for logits in out.logits]).unbind(dim=1)
     answer = tokenizer.decode(out.sequences[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
-    return answer, (best - next_best).min().item()
+    return prefix + answer, (best - next_best).min().item()
