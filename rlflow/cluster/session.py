@@ -2,18 +2,56 @@
 
 import logging
 import os
+import socket
 from typing import Any, Literal
 
 import ray
+from ray._private.utils import read_ray_address
 
-from rlflow.errors import SpecError
+from rlflow.errors import SpecError, UserError
+
+_CONNECT_TIMEOUT_S = 5.0
+logger = logging.getLogger("rlflow")
 
 
 def connect() -> dict[str, Any]:
-    """Join the cluster of RAY_ADDRESS or a running one; start a local one if there is none. Returns its resources."""
+    """Join the cluster of RAY_ADDRESS or a running one; start a local one if there is none. Returns its resources.
+
+    Raises `UserError` if nothing answers at RAY_ADDRESS.
+    """
     if not ray.is_initialized():
-        ray.init(logging_level=logging.ERROR, log_to_driver=os.environ.get("RLFLOW_ACTOR_LOGS", "0") == "1")
+        log_to_driver = os.environ.get("RLFLOW_ACTOR_LOGS", "0") == "1"
+        ray.init(address=find_cluster(), logging_level=logging.ERROR, log_to_driver=log_to_driver)
     return ray.cluster_resources()
+
+
+def find_cluster() -> str | None:
+    """What to give `ray.init`: `local` where the cluster that the last `ray start` noted on this machine is gone, else None.
+
+    Ray itself tries for many minutes to reach it. Raises `UserError` if nothing answers at RAY_ADDRESS.
+    """
+    named = os.environ.get("RAY_ADDRESS")
+    if named and named != "auto":
+        if named != "local" and "://" not in named and not _answers(named):
+            raise UserError(f"RAY_ADDRESS: no Ray cluster answers at {named}")
+        return None
+    noted = read_ray_address()
+    if noted is None or _answers(noted):
+        return None
+    if named:
+        raise UserError(f"RAY_ADDRESS: auto: no Ray cluster answers at {noted}, where the last `ray start` was")
+    logger.info(f"no Ray cluster answers at {noted}, where the last `ray start` was: starting one for this job")
+    return "local"
+
+
+def _answers(address: str) -> bool:
+    """Whether a connection to `host:port` can be made."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_TIMEOUT_S).close()
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def dashboard_url() -> str | None:

@@ -92,7 +92,7 @@ def write_job(folder: Path, spec: dict) -> Path:
 
 def environment(**more):
     env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    return {**env, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", **more}
+    return {**env, "RAY_ADDRESS": "local", "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", **more}
 
 
 def start(folder: Path, *arguments: str, env=None) -> subprocess.Popen:
