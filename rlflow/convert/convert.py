@@ -81,7 +81,8 @@ def convert(text: str, version: Version | None = None, gpus: int | None = None) 
             result = infer.chat_command(settings, draft)
         case _:
             result = _convert_job(command, settings, draft, gpus)
-    note_unused(settings, draft, f"has no effect in this {command.name}, there or here")
+    idle = f"has no effect in this {command.name}, there or here"
+    note_unused(settings, draft, f"`rlflow {result[1]}` has nothing like it" if isinstance(result, list) else idle)
     return Converted(_without_secrets(command), result, sorted(draft.notes, key=lambda note: NOTE_KINDS.index(note.kind)))
 
 

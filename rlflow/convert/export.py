@@ -3,6 +3,7 @@
 from rlflow.convert.draft import Draft
 from rlflow.convert.flags import Flag, Settings, boolean, missing, part, same, text, words
 from rlflow.convert.shared_flags import MODEL
+from rlflow.convert.sources import note_hub
 from rlflow.errors import UserError
 
 _QUANTISED = "models are exported as they are; quantise the exported directory with the tool that serves it"
@@ -51,7 +52,10 @@ def export_command(settings: Settings, draft: Draft) -> list[str]:
     command += ["--output", settings["output_dir"] or f"{(adapters or [origin])[0].rstrip('/')}-{suffix}"]
     if adapters:
         draft.note("changed", settings.written["adapters"], "an rlflow run is named instead: `rlflow export RUN` finds its model")
-    return command + _push(settings, draft)
+    pushed = _push(settings, draft)
+    if "modelscope" not in pushed:
+        note_hub(settings, draft)
+    return command + pushed
 
 
 def _push(settings: Settings, draft: Draft) -> list[str]:

@@ -1,17 +1,20 @@
 """`swift infer`: a chat, or a job of kind infer. The names of that command and that kind are all in this module."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 from rlflow.convert.devices import Devices
-from rlflow.convert.draft import Draft
+from rlflow.convert.draft import Draft, default_of
 from rlflow.convert.flags import Flag, Settings, boolean, integer, missing, number, part, same, text, words
 from rlflow.convert.shared_flags import DATA, MODEL
-from rlflow.convert.sources import convert_data, unescape
+from rlflow.convert.sources import convert_data, note_hub, unescape
+from rlflow.convert.thinking import OFF_IN_4, lets_think
 from rlflow.convert.training import convert_model
 from rlflow.errors import UserError
 
 _ENGINE = "vLLM is the engine"
+_LOGPROBS = "answers are written without log-probabilities; a server of the exported model (`vllm serve`) gives them"
 _CHAT_OPTIONS = {
     "system": "--system",
     "temperature": "--temperature",
@@ -22,6 +25,18 @@ _CHAT_OPTIONS = {
     "vllm_max_model_len": "--max-model-tokens",
 }
 """Options of `rlflow chat`, by flag. What is not given is as the model's generation_config.json says, there and here."""
+_CHAT_SETTINGS = {
+    "torch_dtype": "--dtype",
+    "vllm_tensor_parallel_size": "--tensor-parallel-size",
+    "vllm_gpu_memory_utilization": "--gpu-memory-utilization",
+    "seed": "--seed",
+}
+"""Options that have the same defaults there and here."""
+_CHAT_LIMITS = {
+    "max_new_tokens": "--max-tokens 2048 for an answer",
+    "vllm_max_model_len": "--max-model-tokens 8192 for a conversation",
+}
+"""Defaults of `rlflow chat` that ms-swift does not have, by flag."""
 
 INFER: dict[str, Flag] = {
     **MODEL,
@@ -33,6 +48,11 @@ INFER: dict[str, Flag] = {
     "top_p": part(number),
     "top_k": part(integer),
     "repetition_penalty": part(number),
+    "logprobs": missing(_LOGPROBS, boolean, (False,)),
+    "top_logprobs": missing(_LOGPROBS),
+    "structured_outputs_regex": missing(
+        "answers are free: a reward of type format with this pattern and infer.min_reward: 1 leave out those that do not match"
+    ),
     "num_beams": missing("answers are sampled, or greedy", integer, (1,)),
     "stop_words": part(words, []),
     "response_prefix": part(text),
@@ -68,25 +88,38 @@ def is_chat(settings: Settings) -> bool:
 
 def chat_command(settings: Settings, draft: Draft) -> list[str]:
     """The words of `rlflow chat`."""
-    command = ["rlflow", "chat", *_model_words(settings, draft)]
+    model = _model_words(settings, draft)
+    command = ["rlflow", "chat", *model]
+    note_hub(settings, draft)
     prefix = settings["response_prefix"]
-    if settings["enable_thinking"] is False:
+    thinks = lets_think(settings, draft, model[0], "--no-thinking")
+    if thinks is False:
         command.append("--no-thinking")
-    elif settings["enable_thinking"]:
+    elif thinks:
         draft.note("same", settings.written["enable_thinking"], "the model thinks unless it is told not to")
     for name in ("dataset", "split_dataset_ratio"):
         if settings.gives(name):
             draft.note("same", settings.written[name], "no rows are held out of a data set to be answered: it is a conversation")
     if prefix is not None:
         command += ["--response-prefix", prefix]
-    for flag, option in _CHAT_OPTIONS.items():
-        if settings[flag] is not None:
+    for flag, option in {**_CHAT_OPTIONS, **_CHAT_SETTINGS}.items():
+        if settings[flag] is not None and (settings.gives(flag) or flag not in _CHAT_SETTINGS):
             command += [option, str(settings[flag])]
+    if settings["result_path"] is not None:
+        draft.note("no equivalent", settings.written["result_path"], "`save` in the chat writes its conversations")
     if settings["stream"] is False and settings.gives("stream"):
         draft.note("no equivalent", settings.written["stream"], "answers are shown as they are written")
     elif settings.gives("stream"):
         draft.note("same", settings.written["stream"], "answers are shown as they are written")
+    _note_limits(draft, {name: text for name, text in _CHAT_LIMITS.items() if settings[name] is None})
     return command
+
+
+def _note_limits(draft: Draft, limits: dict[str, str]) -> None:
+    """Lengths that the command does not give, and what they are here."""
+    if limits:
+        here = ", ".join(limits.values())
+        draft.note("changed", ", ".join(limits), f"ms-swift goes as far as the model can; here the default is {here}")
 
 
 def _model_words(settings: Settings, draft: Draft) -> list[str]:
@@ -106,6 +139,8 @@ def _model_words(settings: Settings, draft: Draft) -> list[str]:
             "ms-swift finds the base model in the checkpoint, which is not here: write it in the place of <model>; an rlflow run "
             "is whole: `rlflow chat RUN`",
         )
+        if settings.version == "4" and settings["enable_thinking"] is None:
+            draft.note("changed", "enable_thinking", f"{OFF_IN_4}; if <model> is one, add --no-thinking")
     return [base or "<model>", "--adapter", adapters[0]]
 
 
@@ -130,6 +165,7 @@ def convert_batch_inference(settings: Settings, draft: Draft, devices: Devices) 
     draft.set("adapter", adapters[0] if adapters else None)
     _rows(settings, draft)
     _sampling(settings, draft)
+    _note_limits(draft, dict(_unset_limits(draft)))
     size = settings["vllm_tensor_parallel_size"]
     if devices.gpus % size:
         raise UserError(f"{settings.written['vllm_tensor_parallel_size']}: {devices.gpus} GPUs cannot be divided by {size}")
@@ -143,6 +179,15 @@ def convert_batch_inference(settings: Settings, draft: Draft, devices: Devices) 
         draft.set("infer.response_prefix", unescape(settings["response_prefix"]))
     if settings["stream"] is not None:
         draft.note("same", settings.written["stream"], "answers are written as they come")
+
+
+def _unset_limits(draft: Draft) -> Iterator[tuple[str, str]]:
+    for flag, section, field in (
+        ("max_new_tokens", "rollout", "max_completion_tokens"),
+        ("max_length", "data", "max_prompt_tokens"),
+    ):
+        if field not in draft.document.get(section, {}):
+            yield flag, f"{section}.{field}: {default_of('infer', f'{section}.{field}')}"
 
 
 def _rows(settings: Settings, draft: Draft) -> None:

@@ -5,7 +5,7 @@ import math
 from rlflow.convert.devices import Devices
 from rlflow.convert.draft import Draft
 from rlflow.convert.flags import Flag, Settings, boolean, integer, missing, number, part, same, text, to
-from rlflow.convert.shared_flags import DATA, MODEL, ONLY_MODELS
+from rlflow.convert.shared_flags import CACHED, DATA, MODEL, ONLY_MODELS
 from rlflow.convert.sources import convert_data, convert_loss_scale, holds_out
 from rlflow.convert.training import convert_best, convert_model, convert_run, packing_note
 from rlflow.errors import UserError
@@ -18,6 +18,7 @@ _EXPERTS = "tokens are never dropped, and no capacity is set"
 MEGATRON: dict[str, Flag] = {
     **MODEL,
     **DATA,
+    **CACHED,
     "mcore_model": part(text),
     "tuner_type": part(text, "full"),
     "lora_rank": part(integer, 8),

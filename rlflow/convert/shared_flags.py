@@ -1,6 +1,7 @@
 """Flags that several commands share, and their old names. Defaults are ms-swift's."""
 
 from rlflow.convert.flags import Flag, boolean, integer, mapping, missing, number, numbers, part, same, text, to, words
+from rlflow.convert.thinking import THINKING
 
 _LOADER = "rows are tokenised once into files that every rank maps into memory"
 _ATTENTION = "attention is chosen by what is installed and never crosses packed sequences"
@@ -54,7 +55,8 @@ DATA: dict[str, Flag] = {
     "interleave_prob": part(numbers),
     "stopping_strategy": part(text),
     "strict": part(boolean, False),
-    "enable_thinking": part(boolean),
+    **THINKING,
+    "agent_template": missing("the model's own chat template writes tools and their calls; data.chat_template takes another one"),
     "use_chat_template": same("chat templates are used", boolean, (True,), "rows are rendered by a chat template"),
     "padding_side": missing("padding never changes a result"),
     "dataset_num_proc": missing(_LOADER),
@@ -73,7 +75,13 @@ DATA: dict[str, Flag] = {
     "remove_unused_columns": missing("a job reads the columns that it uses; rewards see all others"),
 }
 
+CACHED: dict[str, Flag] = {
+    "cached_dataset": missing("holds tokens: name the rows that it was made of in data.sources, a job tokenises them once"),
+    "cached_val_dataset": missing("holds tokens: name the rows that it was made of in data.sources, with held_out: all"),
+}
+
 TRAINING: dict[str, Flag] = {
+    **CACHED,
     "tuner_type": part(text, "lora"),
     "lora_rank": part(integer, 8),
     "lora_alpha": part(number, 32),
@@ -185,7 +193,16 @@ OLD_NAMES = {
     "router_aux_loss_coefficient": "router_aux_loss_coef",
 }
 """Other names of flags: older, or of transformers."""
-NEW_ONLY = ("tuner_type", "experts_impl", "advantage_estimator", "kl_in_reward", "mcore_model")
+NEW_ONLY = (
+    "tuner_type",
+    "experts_impl",
+    "advantage_estimator",
+    "kl_in_reward",
+    "mcore_model",
+    "add_non_thinking_prefix",
+    "disable_ignore_empty_think",
+    "preserve_thinking",
+)
 """Flags that version 3.6 did not have under this name."""
 OLD_ONLY = (
     "train_type",

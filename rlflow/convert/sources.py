@@ -4,6 +4,7 @@ from typing import Any, get_args
 
 from rlflow.convert.draft import Draft
 from rlflow.convert.flags import Settings
+from rlflow.convert.thinking import adds_ignore_empty_think, convert_thinking
 from rlflow.errors import UserError
 from rlflow.spec.data import PackagedLossWeights, parse_source
 
@@ -25,9 +26,10 @@ def convert_data(settings: Settings, draft: Draft, limit: str, rows: list[str] |
     """`data`, with the length limit in the field `limit`; of `rows` instead of the data sets to train on, if given."""
     names = rows or settings["dataset"]
     if not names:
-        raise UserError("--dataset: missing")
+        tokens = "; a cached data set holds tokens: name the rows that it was made of" if settings.gives("cached_dataset") else ""
+        raise UserError(f"--dataset: missing{tokens}")
     draft.set("data.sources", [_source(name, settings, draft) for name in names])
-    _hub(settings, draft)
+    note_hub(settings, draft)
     _identity(names, settings, draft)
     if rows is None:
         _held_out(settings, draft)
@@ -38,8 +40,7 @@ def convert_data(settings: Settings, draft: Draft, limit: str, rows: list[str] |
     draft.set("data.shuffle", all(shuffled), given=any(map(settings.gives, ("dataset_shuffle", "train_dataloader_shuffle"))))
     if settings["system"]:
         draft.set("data.system", unescape(settings["system"]))
-    if settings["enable_thinking"] is not None:
-        draft.set("data.chat_template_kwargs", {"enable_thinking": settings["enable_thinking"]})
+    convert_thinking(settings, draft)
     if settings.gives("strict"):
         kind = "same" if settings["strict"] else "no equivalent"
         draft.note(kind, settings.written["strict"], "a malformed row stops the job and is named; it is not skipped")
@@ -48,10 +49,12 @@ def convert_data(settings: Settings, draft: Draft, limit: str, rows: list[str] |
 def convert_loss_scale(settings: Settings, draft: Draft) -> None:
     """`data.loss`, `data.loss_weights` and `data.ignore_empty_think`; other kinds than sft train whole answers."""
     given = settings["loss_scale"]
+    disabled = settings["disable_ignore_empty_think"]
     if draft.kind != "sft":
-        if given:
-            kind = "same" if given == "last_round" else "no equivalent"
-            draft.note(kind, settings.written["loss_scale"], f"a job of kind {draft.kind} trains answers as a whole")
+        whole = {"loss_scale": given == "last_round", "disable_ignore_empty_think": disabled}
+        for name in filter(settings.gives, whole):
+            kind = "same" if whole[name] else "no equivalent"
+            draft.note(kind, settings.written[name], f"a job of kind {draft.kind} trains answers as a whole")
         return
     parts = (given or "default").split("+")
     base = parts.pop(0) if parts[0] in _LOSSES else "default"
@@ -64,19 +67,13 @@ def convert_loss_scale(settings: Settings, draft: Draft) -> None:
         )
     draft.set("data.loss", base, given=given is not None)
     draft.set("data.loss_weights", [name for name in parts if name in _LOSS_WEIGHTS] or None)
-    hybrid = settings.version == "4" and given is None and is_hybrid(settings["model"] or "")
-    if "ignore_empty_think" in parts or hybrid:
+    added = adds_ignore_empty_think(settings)
+    if "ignore_empty_think" in parts or added:
         draft.set("data.ignore_empty_think", True)
-    if hybrid:
+    if added:
         draft.note("changed", "loss_scale", "ms-swift 4 adds ignore_empty_think for models that can think or not")
-
-
-def is_hybrid(model: str) -> bool:
-    """Whether a Qwen3 model thinks or not, as it is asked to (a guess from its name)."""
-    name = model.rpartition("/")[2].lower()
-    return name.startswith("qwen3-") and not any(
-        word in name for word in ("base", "2507", "coder", "embedding", "reranker", "next")
-    )
+    if settings.gives("disable_ignore_empty_think"):
+        draft.note("same", settings.written["disable_ignore_empty_think"], "data.ignore_empty_think says it, false if not set")
 
 
 def unescape(text: str) -> str:
@@ -129,13 +126,15 @@ def _type_of(written: str) -> str:
         return ""
 
 
-def _hub(settings: Settings, draft: Draft) -> None:
+def note_hub(settings: Settings, draft: Draft) -> None:
+    """Where the models of a job, or of a command, come from."""
     if not settings["use_hf"]:
+        what = "models, and data sets known to be on both, come" if draft.kind else "the model comes"
+        here = "model.hub: modelscope" if draft.kind else "--hub modelscope"
         draft.note(
             "changed",
-            "hub",
-            "models, and data sets known to be on both, come from Hugging Face; without --use_hf true ms-swift takes ModelScope "
-            "(here: model.hub: modelscope)",
+            settings.written.get("use_hf", "hub"),
+            f"{what} from Hugging Face; without --use_hf true ms-swift takes ModelScope (here: {here})",
         )
     elif settings.gives("use_hf"):
         draft.note("same", settings.written["use_hf"], "Hugging Face is the hub")
@@ -239,7 +238,7 @@ def _limit(settings: Settings, draft: Draft, field: str) -> None:
     if draft.kind == "infer" and settings["vllm_max_model_len"] and settings["max_new_tokens"]:
         length = settings["vllm_max_model_len"] - settings["max_new_tokens"]
     draft.set(field, length)
-    if length is None:
+    if length is None and draft.kind != "infer":
         draft.note("changed", "max_length", f"ms-swift takes the model's own limit; here {field} is its default; set it")
     if draft.kind == "infer":
         return

@@ -7,10 +7,12 @@ from typing import Any
 from rlflow.convert.devices import Devices
 from rlflow.convert.draft import Draft
 from rlflow.convert.flags import Settings
+from rlflow.convert.models import is_mixture
 from rlflow.convert.sources import hold_nothing_out, holds_out
 from rlflow.errors import UserError
 
 _DTYPES = {"bfloat16": "bfloat16", "bf16": "bfloat16", "float32": "float32", "fp32": "float32"}
+_ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 _SCHEDULES = {
     "cosine": "cosine",
     "cosine_with_min_lr": "cosine",
@@ -45,24 +47,47 @@ def _convert_adapters(settings: Settings, draft: Draft) -> None:
         return
     if settings["tuner_type"] != "lora":
         raise UserError(f"{settings.written['tuner_type']}: rlflow trains full models or LoRA adapters (full, lora)")
-    targets = settings["target_modules"]
     adapters = {
         "rank": settings["lora_rank"],
         "alpha": settings["lora_alpha"],
         "dropout": settings["lora_dropout"],
-        "target_modules": targets[0] if len(targets) == 1 and targets[0] == "all-linear" else targets,
+        "target_modules": _target_modules(settings, draft),
     }
     draft.set("model.lora", {**adapters, **_quantization(settings, draft)})
 
 
+def _target_modules(settings: Settings, draft: Draft) -> str | list[str]:
+    """Of a mixture of experts attention alone, where its experts, which are one parameter, cannot have adapters."""
+    targets = settings["target_modules"]
+    if targets != ["all-linear"]:
+        return targets
+    obstacles = {
+        "dropout": settings["lora_dropout"] > 0,
+        "ZeRO 3": (settings["deepspeed"] or "").startswith("zero3"),
+    }
+    found = " and ".join(name for name, applies in obstacles.items() if applies)
+    if not found or not is_mixture(settings["model"]):
+        return "all-linear"
+    draft.note(
+        "changed",
+        settings.written.get("target_modules", "target_modules"),
+        f"attention alone is adapted: a mixture's experts are one parameter, which has no adapters with {found}",
+    )
+    return list(_ATTENTION)
+
+
 def _quantization(settings: Settings, draft: Draft) -> dict[str, str]:
     """QLoRA's setting; other methods and bits only give a note."""
-    method, bits = settings["quant_method"], settings["quant_bits"]
-    if (method, bits) == ("bnb", 4):
+    asked = (settings["quant_method"], settings["quant_bits"]) == ("bnb", 4)
+    if asked and not is_mixture(settings["model"]):
         return {"quantization": "nf4"}
-    for name in ("quant_method", "quant_bits"):
-        if settings.gives(name):
-            draft.note("no equivalent", settings.written[name], "a base is quantised by bitsandbytes to 4 bits (bnb, 4) or not")
+    why = (
+        "a mixture's experts cannot be quantised: its weights stay in model.dtype, and need four times the memory"
+        if asked
+        else "a base is quantised by bitsandbytes to 4 bits (bnb, 4) or not"
+    )
+    for name in filter(settings.gives, ("quant_method", "quant_bits")):
+        draft.note("no equivalent", settings.written[name], why)
     return {}
 
 

@@ -1,16 +1,24 @@
 """Flags to fields: no flag is dropped in silence, defaults are those of the version, mistakes are one line each."""
 
 import re
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.main import get_command
 
+import rlflow as rlflow_package
+from rlflow.cli import app
 from rlflow.convert import flags
 from rlflow.convert.convert import TABLES, convert
+from rlflow.data.characters import build_character_tokenizer
+from rlflow.data.chat import render, set_template
 from rlflow.errors import UserError
-from rlflow.spec.data import StreamingSpec
+from rlflow.jobs.plan import parse_devices, plan_job
+from rlflow.spec.data import DataSpec, StreamingSpec
 from rlflow.spec.load import parse_job
 
 SFT = "swift sft --model org/m --tuner_type full --dataset org/d --max_length 100 --output_dir o"
@@ -136,6 +144,88 @@ def test_hybrid_thinking_models_ignore_empty_thinking_since_4():
     }
 
 
+def test_empty_thinking_gets_its_loss_back():
+    command = "swift sft --model Qwen/Qwen3-8B --dataset org/d --disable_ignore_empty_think"
+    assert "ignore_empty_think" not in document(f"{command} true", version="4")["data"]
+    assert document(f"{command} false")["data"]["ignore_empty_think"] is True, "the flag tells the version"
+    assert document(f"{command} true --loss_scale default+ignore_empty_think")["data"]["ignore_empty_think"] is True
+    assert any(line.startswith("same: --disable_ignore_empty_think true: ") for line in notes(f"{command} true"))
+
+
+# ---- thinking
+
+HYBRID = "Qwen/Qwen3-8B"
+OFF = "changed: enable_thinking: is off in ms-swift 4 for models that can think or not; written out "
+
+
+@pytest.mark.parametrize("base", ["infer", "grpo", "ppo", "gkd"])
+def test_hybrid_models_do_not_think_since_4(base):
+    command = BASES[base].replace("--model org/m", f"--model {HYBRID}")
+    assert document(command, version="4")["data"]["chat_template_kwargs"] == {"enable_thinking": False}
+    assert f"{OFF}(data.chat_template_kwargs: {{enable_thinking: false}})" in notes(command, version="4")
+    asked = document(f"{command} --enable_thinking true", version="4")
+    assert asked["data"]["chat_template_kwargs"] == {"enable_thinking": True}
+    assert "chat_template_kwargs" not in document(command, version="3.6")["data"]
+    assert "chat_template_kwargs" not in document(BASES[base], version="4")["data"], "of models that always think, or never"
+
+
+@pytest.mark.parametrize("base", ["sft", "dpo", "kto", "rm", "megatron"])
+def test_rows_to_train_on_are_rendered_as_they_are(base):
+    command = BASES[base].replace("org/m", HYBRID)
+    assert "chat_template_kwargs" not in document(command, version="4")["data"]
+
+
+def test_a_chat_with_a_hybrid_model_does_not_think_since_4(tmp_path):
+    command = f"swift infer --model {HYBRID}"
+    assert convert(command, version="4").result == ["rlflow", "chat", HYBRID, "--no-thinking"]
+    assert f"{OFF}(--no-thinking)" in notes(command, version="4")
+    for unchanged in (convert(command, version="3.6"), convert(f"{command} --enable_thinking true", version="4")):
+        assert unchanged.result == ["rlflow", "chat", HYBRID]
+    adapters = f"swift infer --adapters {tmp_path}"
+    assert any(line.startswith("changed: enable_thinking: ") for line in notes(adapters, version="4")), "it may be one"
+    (tmp_path / "args.json").write_text(f'{{"model": "{HYBRID}"}}', encoding="utf-8")
+    assert "--no-thinking" in convert(adapters, version="4").result
+
+
+def test_a_response_prefix_decides_whether_it_thinks():
+    chat = f"swift infer --model {HYBRID} --response_prefix x"
+    assert convert(chat, version="4").result == ["rlflow", "chat", HYBRID, "--response-prefix", "x"]
+    rows = f"{chat} --val_dataset org/d --enable_thinking false"
+    assert "chat_template_kwargs" not in document(rows, version="4")["data"]
+    assert "same: --enable_thinking false: response_prefix decides how answers begin" in notes(rows)
+
+
+@pytest.mark.parametrize(
+    ("flags", "version", "line"),
+    [
+        ("", "4", "changed: add_non_thinking_prefix: {}; ms-swift all that are trained"),
+        ("", "3.6", "changed: add_non_thinking_prefix: {}; data.chat_template: qwen3 begins none so, as ms-swift does"),
+        ("--loss_scale last_round", "4", None),
+        ("--add_non_thinking_prefix true", None, "changed: --add_non_thinking_prefix true: {}; ms-swift all that are trained"),
+        ("--add_non_thinking_prefix true --loss_scale last_round", None, "same: --add_non_thinking_prefix true: {}"),
+        ("--add_non_thinking_prefix false", None, "no equivalent: --add_non_thinking_prefix false: {}; "
+            "data.chat_template: qwen3 begins none so, as ms-swift does"),
+    ],
+)  # fmt: skip
+def test_who_puts_empty_blocks_before_answers(flags, version, line):
+    text = "the chat template decides: Qwen3's own begins the last answer, if it has no thinking, with an empty block"
+    command = f"{SFT.replace('org/m', HYBRID)} {flags}"
+    found = [note for note in notes(command, version=version) if "add_non_thinking_prefix" in note]
+    assert found == ([] if line is None else [line.format(text)])
+
+
+def test_the_packaged_template_writes_no_empty_block():
+    """What the notes say of it."""
+    characters = build_character_tokenizer("".join(map(chr, range(32, 127))))
+    spec = DataSpec.model_validate({"sources": ["a.jsonl"], "chat_template": "qwen3"})
+    set_template(characters, "m", spec)
+    rows = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    assert "<think>" not in render(characters, rows, spec, for_generation=False)
+
+
+# ---- numbers
+
+
 @pytest.mark.parametrize(
     ("variables", "ranks", "batch"),
     [
@@ -200,6 +290,124 @@ def test_a_reward_plugin_is_found_by_the_name_it_registers(tmp_path):
 def test_simpo_has_the_likelihood_that_ms_swift_adds():
     losses = document(BASES["dpo"].replace("dpo", "simpo"))["dpo"]["losses"]
     assert losses == [{"type": "simpo", "beta": 2.0, "gamma": 1.0}, {"type": "sft", "weight": 1.0}]
+
+
+# ---- mixtures of experts
+
+ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "why"),
+    [("", "dropout"), ("--lora_dropout 0 --deepspeed zero3", "ZeRO 3"), ("--deepspeed zero3_offload", "dropout and ZeRO 3")],
+)
+@pytest.mark.parametrize("model", ["Qwen/Qwen3-30B-A3B", "Qwen/Qwen3-235B-A22B"])
+def test_attention_alone_is_adapted_where_experts_cannot_be(model, flags, why):
+    """The plan takes what is written, and refuses what the flags say word by word."""
+    command = f"NPROC_PER_NODE=8 swift sft --model {model} --dataset vicgalle/alpaca-gpt4 --use_hf true --max_length 512 {flags}"
+    job = document(command)
+    assert job["model"]["lora"]["target_modules"] == ATTENTION
+    obstacle = f"a mixture's experts are one parameter, which has no adapters with {why}"
+    assert f"changed: target_modules: attention alone is adapted: {obstacle}" in notes(command)
+    assert refusals(job) == []
+    job["model"]["lora"]["target_modules"] = "all-linear"
+    assert [line.partition(": ")[2].startswith("adapters of a mixture's experts") for line in refusals(job)] == [True]
+
+
+def refusals(job: dict[str, Any]) -> list[str]:
+    problems = plan_job(parse_job(job), parse_devices("8x80")).problems
+    return [line for line in problems if line.startswith(("model.lora", "learner.zero_stage"))]
+
+
+def test_experts_and_other_models_are_adapted_where_they_can_be(tmp_path):
+    command = "swift sft --dataset org/d --lora_dropout"
+    assert document(f"{command} 0 --model Qwen/Qwen3-30B-A3B")["model"]["lora"]["target_modules"] == "all-linear"
+    assert document(f"{command} 0.1 --model {HYBRID}")["model"]["lora"]["target_modules"] == "all-linear"
+    given = document(f"{command} 0.1 --model Qwen/Qwen3-30B-A3B --target_modules q_proj")
+    assert given["model"]["lora"]["target_modules"] == ["q_proj"]
+    (tmp_path / "config.json").write_text('{"num_experts_per_tok": 2}', encoding="utf-8")
+    assert document(f"{command} 0.1 --model {tmp_path}")["model"]["lora"]["target_modules"] == ATTENTION
+    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
+    assert document(f"{command} 0.1 --model {tmp_path}")["model"]["lora"]["target_modules"] == "all-linear"
+
+
+def test_a_mixture_is_not_quantised():
+    command = "swift sft --model Qwen/Qwen3-30B-A3B --dataset org/d --quant_method bnb --quant_bits 4"
+    assert "quantization" not in document(command)["model"]["lora"]
+    told = [line.partition(": a mixture's")[0] for line in notes(command) if "cannot be quantised" in line]
+    assert told == ["no equivalent: --quant_method bnb", "no equivalent: --quant_bits 4"]
+
+
+# ---- inference
+
+
+def test_lengths_that_the_command_does_not_give_are_told():
+    command, begin = BASES["infer"], "ms-swift goes as far as the model can; here the default is"
+    completion, prompt = "rollout.max_completion_tokens: 2048", "data.max_prompt_tokens: 1024"
+    assert f"changed: max_new_tokens, max_length: {begin} {completion}, {prompt}" in notes(command)
+    job: Any = parse_job(document(command))
+    assert f"rollout.max_completion_tokens: {job.rollout.max_completion_tokens}" == completion
+    assert f"data.max_prompt_tokens: {job.data.max_prompt_tokens}" == prompt
+    assert f"changed: max_length: {begin} {prompt}" in notes(f"{command} --max_new_tokens 9")
+    assert f"changed: max_new_tokens: {begin} {completion}" in notes(f"{command} --max_length 9")
+    assert not any(begin in line for line in notes(f"{command} --max_model_len 99 --max_new_tokens 9"))
+
+
+def test_lengths_of_a_chat_are_told():
+    [line] = [line for line in notes(BASES["chat"]) if line.startswith("changed: max_new_tokens, vllm_max_model_len: ")]
+    options = {option.name: option for option in chat_parser().params}
+    assert f"--max-tokens {options['max_tokens'].default} for an answer" in line
+    assert "--max-model-tokens 8192 for" in line and "default: 8192" in options["max_model_tokens"].help
+    assert not any("as the model can" in line for line in notes(f"{BASES['chat']} --max_new_tokens 9 --max_model_len 99"))
+
+
+def chat_parser() -> Any:
+    group: Any = get_command(app)
+    return group.commands["chat"]
+
+
+def test_a_chat_gets_the_engine_that_is_asked_for():
+    given = "--tensor_parallel_size 2 --gpu_memory_utilization 0.5 --torch_dtype float16 --seed 7"
+    done = convert(f"{BASES['chat']} {given} --max_length 9 --result_path a.jsonl")
+    assert isinstance(done.result, list)
+    words = chat_parser().make_context("chat", done.result[2:]).params
+    assert [words[name] for name in ("tensor_parallel_size", "gpu_memory_utilization", "dtype", "seed")] == [2, 0.5, "float16", 7]
+    assert "no equivalent: --max_length 9: `rlflow chat` has nothing like it" in map(str, done.notes)
+    assert "no equivalent: --result_path a.jsonl: `save` in the chat writes its conversations" in map(str, done.notes)
+
+
+@pytest.mark.parametrize("command", [BASES["chat"], BASES["export"]])
+def test_commands_take_models_of_hugging_face(command):
+    line = "from Hugging Face; without --use_hf true ms-swift takes ModelScope (here: --hub modelscope)"
+    assert f"changed: hub: the model comes {line}" in notes(command)
+    assert f"changed: --use_hf false: the model comes {line}" in notes(f"{command} --use_hf false")
+    for there in (notes(f"{command} --use_hf true"), notes(f"USE_HF=1 {command}")):
+        assert not any("ModelScope" in note for note in there)
+    assert "same: --use_hf true: Hugging Face is the hub" in notes(f"{command} --use_hf true")
+
+
+def test_a_push_to_modelscope_is_not_told_of_its_hub_twice():
+    [line] = [line for line in notes(f"{BASES['export']} --push_to_hub true --hub_model_id a/b") if "ModelScope" in line]
+    assert line.startswith("changed: use_hf: pushed to ModelScope")
+
+
+@pytest.mark.parametrize(
+    ("base", "flag", "remedy"),
+    [
+        ("infer", "--logprobs true", "a server of the exported model"),
+        ("infer", "--top_logprobs 5", "a server of the exported model"),
+        ("infer", "--structured_outputs_regex a+", "a reward of type format with this pattern and infer.min_reward: 1"),
+        ("infer", "--preserve_thinking true", "data.chat_template takes another template"),
+        ("chat", "--preserve_thinking true", "data.chat_template takes another template"),
+        ("sft", "--preserve_thinking true", "data.chat_template takes another template"),
+        ("sft", "--agent_template hermes", "data.chat_template takes another one"),
+        ("sft", "--cached_dataset a", "name the rows that it was made of in data.sources"),
+        ("megatron", "--cached_dataset a", "name the rows that it was made of in data.sources"),
+    ],
+)
+def test_flags_without_equivalent_say_what_to_do(base, flag, remedy):
+    [line] = [line for line in notes(f"{BASES[base]} {flag}") if line.startswith(f"no equivalent: {flag}: ")]
+    assert remedy in line
 
 
 # ---- data
@@ -315,6 +523,8 @@ def test_bookkeeping():
         ("swift sft train.yaml", ["swift sft train.yaml: configuration files are not read; give the flags themselves"]),
         ("swift sft --dataset org/d", ["--model: missing"]),
         ("swift sft --model org/m", ["--dataset: missing"]),
+        ("swift sft --model org/m --cached_dataset a", ["--dataset: missing; a cached data set holds tokens: name the rows that "
+                                                        "it was made of"]),
         (f"{GRPO} --num_generations 3", ["--num_generations 3: the 1 completions of a generation cannot be divided by it, or by "
                                          "the 1 of an optimiser step"]),
         ("swift export --adapters a --quant_bits 4", ["--quant_method, --quant_bits: have no equivalent; models are exported as "
@@ -345,6 +555,15 @@ def test_the_command_line(tmp_path):
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert wrong.stderr.startswith("--nope: unknown flag of swift sft")
     assert rlflow(SFT, "--swift-version", "2").stderr == "--swift-version 2: is 3.6 or 4\n"
+
+
+def test_the_first_example_of_the_page_can_be_pasted():
+    page = (Path(rlflow_package.__file__).parents[1] / "docs" / "convert.md").read_text(encoding="utf-8")
+    [program, verb, command, *_] = shlex.split(page.partition("```bash\n")[2].partition("```")[0])
+    assert (program, verb) == ("rlflow", "convert")
+    job: Any = parse_job(document(command))
+    assert (job.kind, job.prompts_per_step, job.learner.num_ranks) == ("grpo", 8, 8)
+    assert plan_job(job, parse_devices("8x80")).problems == []
 
 
 def test_a_checkpoint_names_its_model(tmp_path):
