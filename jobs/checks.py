@@ -10,15 +10,17 @@ from rlflow.data.streamed_conversations import forget_windows
 from rlflow.errors import SpecError
 from rlflow.jobs.context import JobRows, Machine
 from rlflow.jobs.earlier_runs import chain_problems, waits_for_answers
-from rlflow.jobs.plan import Devices, local_devices, plan_job
+from rlflow.jobs.plan import Devices, local_devices, model_problems, place_job
 from rlflow.jobs.prepare import (
     cache_dir,
     check_vocabulary,
     fetch_model,
     find_tokenizer,
+    load_questions,
     load_rows,
     prepare_conversations,
     prepare_rows,
+    run_directory,
 )
 from rlflow.jobs.ray_job import check_run_dir, check_run_dir_is_shared
 from rlflow.jobs.rewards import find_reward_models, without_models_of
@@ -35,10 +37,16 @@ def check_specs(jobs: Sequence[Job]) -> None:
         raise SpecError("run.name: two of the specs have the same name")
     for job in jobs:
         check_run_dir(job)
-    problems = [[*chain_problems(job, jobs[:index]), *static_problems(job, names[:index])] for index, job in enumerate(jobs)]
-    _raise_all(jobs, problems)
+    problems: list[list[str]] = []
     for index, job in enumerate(jobs):
-        if isinstance(job, RolloutJob | InferJob):
+        earlier = names[:index]
+        found = [*chain_problems(job, jobs[:index]), *static_problems(job, earlier), *model_problems(job, earlier)]
+        problems.append(list(dict.fromkeys(found)))
+    _raise_all(jobs, problems)
+    for job in jobs:
+        run_directory(job).lock().check()
+    for index, job in enumerate(jobs):
+        if isinstance(job, RolloutJob | InferJob):  # names that plugins give themselves may clash; models may not load
             rewards = find_reward_models(without_models_of(job, tuple(names[:index])))
             check_plugins(rewards, max_completion_tokens=job.rollout.max_completion_tokens, cwd=os.getcwd())
 
@@ -52,11 +60,13 @@ def read_rows(jobs: Sequence[Job]) -> list[JobRows | None]:
 
 
 def _read_rows(job: Job, earlier_runs: Sequence[str]) -> JobRows | None:
-    if isinstance(job, InferJob):  # whose bad rows are recorded, and stop nothing
-        return ()
     if waits_for_answers(job, earlier_runs):
         return None
-    run = RunDirectory(f"{job.run.dir}/{job.run.name}")
+    run = run_directory(job)
+    if isinstance(job, InferJob):  # whose bad rows are recorded, and stop nothing
+        if job.model.from_run not in earlier_runs:
+            find_tokenizer(job)
+        return (load_questions(job, run),)
     parts = load_rows(job, run)
     if job.data.streaming is not None:
         _renew_stream(run)
@@ -89,7 +99,7 @@ def check_jobs(jobs: Sequence[Job], machine: Machine) -> None:
     for job in jobs:
         check_run_dir_is_shared(job)
     names = [job.run.name for job in jobs]
-    _raise_all(jobs, [plan_job(job, devices, names[:index]).problems for index, job in enumerate(jobs)])
+    _raise_all(jobs, [place_job(job, devices, names[:index]).problems for index, job in enumerate(jobs)])
 
 
 def _raise_all(jobs: Sequence[Job], problems: Sequence[Sequence[str]]) -> None:

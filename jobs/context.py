@@ -9,7 +9,7 @@ from rlflow.observe.journal import Journal
 from rlflow.observe.run_dir import RunDirectory
 
 JobRows = tuple[Rows | RowStream, ...]
-"""Those to train on, and the held-out ones. None for batch inference, which reads its own."""
+"""Those to train on, and the held-out ones; of batch inference those to answer."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,14 +2,15 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from rlflow.errors import SpecError
-from rlflow.jobs.adapters import find_run
+from rlflow.errors import SpecError, UserError
+from rlflow.jobs.adapters import find_model, find_run
 from rlflow.spec.rollout import GenerationSpec
 
 if TYPE_CHECKING:
@@ -36,12 +37,16 @@ _SECTIONS = {
     "response_prefix": "infer.response_prefix",
 }
 """Where the value of a flag stands in a spec."""
+_FIELDS = {field: f"--{flag.replace('_', '-')}" for flag, field in _SECTIONS.items()}
+_FIELD = re.compile(rf"\b(?:spec: )?({'|'.join(sorted(map(re.escape, _FIELDS), key=len, reverse=True))})\b(?:\[\d+\](?:\.\w+)?)?")
 
 
 def infer_document(model: str, flags: Mapping[str, Any]) -> dict[str, Any]:
     """The spec, as plain data, of `rlflow infer MODEL` with these flags; one that is None or empty was not given."""
     runs = Path(flags["runs"])
     is_run = find_run(model, runs) is not None
+    if not is_run:
+        find_model(model, runs)
     document: dict[str, Any] = {
         "kind": "infer",
         "run": {"name": default_name(flags["output"])},
@@ -53,6 +58,16 @@ def infer_document(model: str, flags: Mapping[str, Any]) -> dict[str, Any]:
     if flags.get("no_thinking"):
         document["data"]["chat_template_kwargs"] = {"enable_thinking": False}
     return document
+
+
+@contextmanager
+def in_flags() -> Iterator[None]:
+    """Mistakes found inside name the flags of `rlflow infer` instead of the fields that they are short for."""
+    try:
+        yield
+    except UserError as error:
+        error.args = (_FIELD.sub(lambda match: _FIELDS[match[1]], str(error)),)
+        raise
 
 
 def default_name(output: str | None) -> str:

@@ -4,7 +4,7 @@ import json
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -62,11 +62,9 @@ class Plan:
         }
 
     def render(self) -> RenderableType:
-        """The resolved spec, the placement table, memory and problems, for a terminal."""
+        """The resolved spec, the placement table and memory, for a terminal."""
         spec = Text(json.dumps(resolved(self.job), indent=2, ensure_ascii=False))
-        parts: list[RenderableType] = [spec, self._placement_table(), self._memory_table()]
-        parts += [Text(f"problem: {problem}", style="red") for problem in self.problems]
-        return Group(*parts)
+        return Group(spec, self._placement_table(), self._memory_table())
 
     def _placement_table(self) -> Table:
         table = Table("role", "actor", "bundle", "devices", "share of each", title=f"placement on {self.devices.device}")
@@ -92,8 +90,14 @@ def plan(path: str, overrides: Sequence[str], assume_gpus: str | None) -> Plan:
 
 
 def plan_job(job: Job, devices: Devices, earlier_runs: Sequence[str] = ()) -> Plan:
-    """Plan a job; `earlier_runs` are those that will have run before it."""
-    problems = [*static_problems(job, earlier_runs), *_device_problems(job, devices)]
+    """Check a job and plan it; `earlier_runs` are those that will have run before it."""
+    placed = place_job(job, devices, earlier_runs)
+    return replace(placed, problems=list(dict.fromkeys([*static_problems(job, earlier_runs), *placed.problems])))
+
+
+def place_job(job: Job, devices: Devices, earlier_runs: Sequence[str] = ()) -> Plan:
+    """Plan a job that `static_problems` has checked."""
+    problems = _device_problems(job, devices)
     placement, facts, others, too_many = None, None, {}, []
     try:
         placement = KINDS[job.kind].devices(job, devices.device)
@@ -176,6 +180,17 @@ def _count_problems(placement: DevicePlan, devices: Devices) -> list[str]:
             f"there are {devices.count}"
         ]
     return []
+
+
+def model_problems(job: Job, earlier_runs: Sequence[str] = ()) -> list[str]:
+    """What the model cannot do of what the job asks for, on whatever devices."""
+    if job.model.from_run in earlier_runs:
+        return []
+    try:
+        facts = model_facts(job.model, Path(job.run.dir))
+    except UserError as error:
+        return str(error).splitlines()
+    return [] if facts is None else _shape_problems(job, facts)
 
 
 def _shape_problems(job: Job, facts: ModelFacts) -> list[str]:

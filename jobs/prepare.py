@@ -11,6 +11,7 @@ import numpy as np
 
 from rlflow.actors.reward_samples import PromptRow
 from rlflow.data.order import RowOrder, VisitOrder
+from rlflow.data.raw_rows import RawRows, load_raw_rows
 from rlflow.data.rows import Rows
 from rlflow.data.stream import RowStream
 from rlflow.data.streamed_conversations import StreamedConversations
@@ -21,7 +22,7 @@ from rlflow.errors import DataError, SpecError
 from rlflow.jobs.earlier_runs import with_answers
 from rlflow.loops.conversations import ConversationLengths
 from rlflow.observe.run_dir import RunDirectory
-from rlflow.spec.jobs import Job, KtoJob, PreferenceJob, RolloutJob, SftJob
+from rlflow.spec.jobs import InferJob, Job, KtoJob, PreferenceJob, RolloutJob, SftJob
 from rlflow.spec.model import ModelSpec, RandomModelSpec
 from rlflow.spec.rollout import EngineSpec
 
@@ -37,6 +38,11 @@ class PreparedModel:
     tokenizer_path: str
     """Directory of the tokenizer with the chat template that the job uses."""
     tokenizer: Any
+
+
+def run_directory(job: Job) -> RunDirectory:
+    """Where the job's run lies, or will."""
+    return RunDirectory(Path(job.run.dir) / job.run.name)
 
 
 def prepare_model(job: Job, run: RunDirectory) -> PreparedModel:
@@ -157,20 +163,37 @@ def _quiet() -> Iterator[None]:
 
 
 def load_rows(job: Job, run: RunDirectory) -> tuple[Rows | RowStream, Rows]:
-    """Training rows and held-out rows."""
+    """Training rows and held-out rows. Raises `DataError`."""
     from rlflow.data.sources import load_sources
     from rlflow.data.split import split_held_out
     from rlflow.data.stream import open_stream
 
     if job.data.streaming is not None:
-        return open_stream(with_answers(job), cache_dir(run), _row_format(job))
-    train, held_out = split_held_out(load_sources(with_answers(job), cache_dir(run), _row_format(job)), job.data)
+        return open_stream(with_answers(job), cache_dir(run), row_format(job))
+    train, held_out = split_held_out(load_sources(with_answers(job), cache_dir(run), row_format(job)), job.data)
     if len(train) == 0:
         raise DataError("data.held_out: no row is left to train on")
     return train, held_out
 
 
-def _row_format(job: Job) -> Any:
+def load_questions(job: InferJob, run: RunDirectory) -> RawRows:
+    """The rows that batch inference answers.
+
+    Raises `DataError`; also if they are not those that the run began with, as rows are known by their place in them.
+    """
+    rows = load_raw_rows(with_answers(job), cache_dir(run))
+    began_with = run.read_rows()
+    digests = rows.digests() if began_with is not None else {}
+    changed = [name for name, digest in digests.items() if began_with is not None and began_with.get(name) != digest]
+    if changed:
+        raise DataError(
+            f"data.sources: {changed[0]} has changed since {run.path} began, which knows its rows by their numbers; "
+            "put it back, or choose another run.name"
+        )
+    return rows
+
+
+def row_format(job: Job) -> Any:
     """What detects how the job's rows are read."""
     from rlflow.data.formats import detect_format, detect_training_format
     from rlflow.data.preferences import DetectLabelled, detect_preference_format

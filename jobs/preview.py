@@ -1,7 +1,6 @@
 """`rlflow data`: what a job's rows become, before anything is trained."""
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,15 +15,19 @@ from rlflow.data.inspection import (
     conversation_encoder,
     fit_conversation,
     fit_or_drop,
+    fit_question,
     inspect_rows,
     prompt_encoder,
+    question_encoder,
 )
 from rlflow.data.order import RowOrder
+from rlflow.data.raw_rows import load_raw_rows
 from rlflow.data.rows import Rows
 from rlflow.data.stream import RowStream
-from rlflow.jobs.prepare import find_tokenizer, load_rows
-from rlflow.observe.run_dir import RunDirectory
-from rlflow.spec.jobs import Job, KtoJob, PreferenceJob, RolloutJob, SftJob
+from rlflow.errors import DataError
+from rlflow.jobs.earlier_runs import with_answers
+from rlflow.jobs.prepare import cache_dir, find_tokenizer, load_questions, load_rows, row_format, run_directory
+from rlflow.spec.jobs import InferJob, Job, KtoJob, PreferenceJob, RolloutJob, SftJob
 from rlflow.spec.load import load_job
 
 _MOST_BAD_ROWS, _MOST_STEPS, _BARS = 20, 200, 10
@@ -38,22 +41,51 @@ def preview_specs(paths: Sequence[str], overrides: Sequence[str], *, rows: int) 
 
 
 def _preview(job: Job, console: Console, show: int) -> int:
-    rows, held_out = load_rows(job, RunDirectory(Path(job.run.dir) / job.run.name))
-    train, which = (rows.first_window(), "the first ") if isinstance(rows, RowStream) else (rows, "")
+    train, held_out, counted = _load(job)
     tokenizer = find_tokenizer(job)
-    console.print(f"[bold]{job.run.name}[/]: {which}{len(train)} training rows, {len(held_out)} held-out rows")
-    found, kept_out = (_inspect(job, rows, tokenizer, show) for rows, show in ((train, show), (held_out, 0)))
-    _print_rows(found, train, console)
+    console.print(f"[bold]{job.run.name}[/]: {counted}")
+    found = _inspect(job, train, tokenizer, show)
+    kept_out = _inspect(job, held_out, tokenizer, 0) if held_out is not None else Inspection()
+    _print_rows(found, console)
     console.print(_source_table(job, found, kept_out, train))
     if found.lengths:
         _print_lengths(job, found, console)
     bad = found.bad | kept_out.bad
-    _print_bad(bad, console)
+    _print_bad(bad, console, stops=not isinstance(job, InferJob))
     return 2 if bad or not found.lengths else 0
+
+
+def _load(job: Job) -> tuple[Rows, Rows | None, str]:
+    """Rows, held-out ones, and a text that counts them. Files that cannot be read as a whole are read row by row."""
+    run = run_directory(job)
+    if isinstance(job, InferJob):
+        rows = load_questions(job, run)
+        return rows, None, f"{len(rows)} rows to answer"
+    try:
+        rows, held_out = load_rows(job, run)
+    except DataError:
+        raw = load_raw_rows(with_answers(job), cache_dir(run), row_format(job))
+        if not any(_is_unreadable(raw, index) for index in range(len(raw))):
+            raise
+        return raw, None, f"{len(raw)} rows, of which some cannot be read"
+    if isinstance(rows, RowStream):
+        window = rows.first_window()
+        return window, held_out, f"the first {len(window)} training rows, {len(held_out)} held-out rows"
+    return rows, held_out, f"{len(rows)} training rows, {len(held_out)} held-out rows"
+
+
+def _is_unreadable(rows: Rows, index: int) -> bool:
+    try:
+        rows.read([index])
+    except DataError:
+        return True
+    return False
 
 
 def _inspect(job: Job, rows: Rows, tokenizer: Any, show: int) -> Inspection:
     spec = job.data
+    if isinstance(job, InferJob):
+        return inspect_rows(rows, question_encoder(tokenizer, spec, job.infer.response_prefix), fit_question(spec), show)
     if isinstance(job, RolloutJob):
         fit = fit_or_drop(spec.max_prompt_tokens, "max_prompt_tokens", spec)
         return inspect_rows(rows, prompt_encoder(tokenizer, spec), fit, show)
@@ -63,9 +95,9 @@ def _inspect(job: Job, rows: Rows, tokenizer: Any, show: int) -> Inspection:
     return inspect_rows(rows, conversation_encoder(tokenizer, answers), fit_or_drop(spec.max_tokens, "max_tokens", spec), show)
 
 
-def _print_rows(found: Inspection, rows: Rows, console: Console) -> None:
+def _print_rows(found: Inspection, console: Console) -> None:
     shown = [sequences for first in found.first.values() for sequences in first]
-    if shown:
+    if any(_trained(sequence) for sequences in shown for sequence in sequences):
         how = "green (other weights than 1: yellow)" if console.is_terminal else "in [[ ]], with its weight if that is not 1"
         console.print(f"What is trained is {how}.\n", markup=False)
     for sequences in shown:
@@ -113,18 +145,24 @@ def _source_table(job: Job, found: Inspection, held_out: Inspection, rows: Rows)
 def _print_lengths(job: Job, found: Inspection, console: Console) -> None:
     lengths = np.asarray(found.lengths)
     low, middle, high = np.percentile(lengths, [5, 50, 95]).round().astype(int)
-    limit = job.data.max_prompt_tokens if isinstance(job, RolloutJob) else job.data.max_tokens
+    limit = job.data.max_prompt_tokens if isinstance(job, RolloutJob | InferJob) else job.data.max_tokens
     console.print(f"\nlengths in tokens: median {middle}, 5 to 95 % {low} to {high}, longest {lengths.max()}, limit {limit}")
-    counts, edges = np.histogram(lengths, bins=min(_BARS, int(lengths.max() - lengths.min()) + 1))
-    for count, start, end in zip(counts, edges, edges[1:], strict=False):
-        bar = "█" * round(40 * count / counts.max())
-        console.print(f"  {start:>7.0f} to {end:>7.0f}  {bar} {count}")
+    for first, last, count, bar in _bars(lengths):
+        console.print(f"  {first:>7} to {last:>7}  {bar} {count}")
     if found.num_dropped or found.num_cut:
         console.print(f"longer than the limit: {found.num_dropped} rows dropped, {found.num_cut} cut (data.overlong)")
     if isinstance(job, SftJob | PreferenceJob):
         packed, padded = (_padding(job, found.lengths, packing=packing) for packing in (True, False))
         used = "packing" if job.learner.packing else "no packing"
         console.print(f"padding: {packed:.1%} with packing, {padded:.1%} without (learner.packing: this job uses {used})")
+
+
+def _bars(lengths: np.ndarray) -> Iterator[tuple[int, int, int, str]]:
+    """Ranges of whole lengths, first and last, with how many lengths are in them and a bar."""
+    starts = np.unique(np.linspace(lengths.min(), lengths.max() + 1, _BARS + 1).astype(int))
+    counts, _ = np.histogram(lengths, bins=starts)
+    for first, end, count in zip(starts.tolist(), starts[1:].tolist(), counts.tolist(), strict=False):
+        yield first, end - 1, count, "█" * round(40 * count / counts.max())
 
 
 def _padding(job: SftJob | PreferenceJob, lengths: Sequence[int], *, packing: bool) -> float:
@@ -148,9 +186,10 @@ def _padding(job: SftJob | PreferenceJob, lengths: Sequence[int], *, packing: bo
     return float(np.mean(shares))
 
 
-def _print_bad(bad: dict[str, str], console: Console) -> None:
+def _print_bad(bad: dict[str, str], console: Console, *, stops: bool) -> None:
     for origin, reason in list(bad.items())[:_MOST_BAD_ROWS]:
         console.print(Text(f"bad row: {origin}: {reason}", style="red"))
     if bad:
         shown = f" (the first {_MOST_BAD_ROWS} are shown)" if len(bad) > _MOST_BAD_ROWS else ""
-        console.print(f"{len(bad)} bad rows{shown}: correct or remove them; the job would stop at the first")
+        what = "correct or remove them; the job would stop at the first" if stops else "the job records them as errors"
+        console.print(f"{len(bad)} bad rows{shown}: {what}")

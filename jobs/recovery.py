@@ -25,7 +25,10 @@ async def run_loop(
         learner = await start()
         checkpoints = Checkpoints(context.run, learner, job.run)
         stored = await checkpoints.restore()
-        await loop_of(learner, checkpoints, LoopState.from_dict(stored) if stored else LoopState()).run()
+        state = LoopState.from_dict(stored) if stored else LoopState()
+        if stored:
+            context.journal.note(f"going on from the checkpoint of step {state.step}")
+        await loop_of(learner, checkpoints, state).run()
         await learner.close()
 
     try:

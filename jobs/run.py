@@ -20,8 +20,8 @@ from rlflow.jobs.checks import check_jobs, check_specs, machine_devices, read_ro
 from rlflow.jobs.context import JobContext, JobRows, Machine
 from rlflow.jobs.earlier_runs import output_path
 from rlflow.jobs.kinds import KINDS
-from rlflow.jobs.plan import plan_job
-from rlflow.jobs.prepare import load_rows
+from rlflow.jobs.plan import place_job
+from rlflow.jobs.prepare import load_questions, load_rows, run_directory
 from rlflow.jobs.ray_job import describe_job, job_id
 from rlflow.jobs.static_checks import check_same_spec
 from rlflow.observe.checkpoints import step_name
@@ -38,9 +38,15 @@ EXIT_DONE, EXIT_FAILED, EXIT_USER_ERROR, EXIT_STOPPED = 0, 1, 2, 130
 logger = logging.getLogger("rlflow")
 
 
-def run_specs(paths: Sequence[str], overrides: Sequence[str]) -> int:
-    """Run one or more specs in order; returns the exit code. Raises `UserError` before anything is started."""
+def run_specs(paths: Sequence[str], overrides: Sequence[str], *, kind: str | None = None) -> int:
+    """Run one or more specs in order, all of this kind if one is given; returns the exit code.
+
+    Raises `UserError` before anything is started.
+    """
     jobs = [load_job(path, overrides) for path in paths]
+    others = [f"{path}: kind: is {job.kind}, not {kind}; `rlflow run` runs it" for path, job in zip(paths, jobs, strict=True)]
+    if kind is not None and (wrong := [line for line, job in zip(others, jobs, strict=True) if job.kind != kind]):
+        raise SpecError("\n".join(wrong))
     return run_jobs([(Path(path).read_text(encoding="utf-8"), job) for path, job in zip(paths, jobs, strict=True)])
 
 
@@ -53,10 +59,14 @@ def run_jobs(jobs: Sequence[tuple[str, Job]]) -> int:
     """Run jobs in order, each with its spec's text; otherwise as `run_specs`."""
     console = Console(highlight=False)
     _log_to(console)
+    logger.info(f"{', '.join(job.run.name for _, job in jobs)}: checking what can be checked before anything starts")
     check_specs([job for _, job in jobs])
-    unfinished = [(text, job) for text, job in jobs if not _is_finished(_directory(job), job)]
+    for _, job in jobs:
+        if _is_finished(run_directory(job), job):
+            logger.info(f"{job.run.name}: has been done already, nothing of it is run again (another run.name starts a new run)")
+    unfinished = [(text, job) for text, job in jobs if not _is_finished(run_directory(job), job)]
     seconds = _run_unfinished(unfinished, console) if unfinished else {}
-    runs = [(_directory(job), job) for _, job in jobs]
+    runs = [(run_directory(job), job) for _, job in jobs]
     trained = [_summary(run, job, seconds.get(job.run.name, 0.0)) for run, job in runs if isinstance(job, TrainingJob)]
     print_summary(trained, console)
     answered = [(job.run.name, run.read_result() or {}, output_path(job)) for run, job in runs if isinstance(job, InferJob)]
@@ -75,17 +85,17 @@ def _run_unfinished(texts: Sequence[tuple[str, Job]], console: Console) -> dict[
 
 
 def _run_job(text: str, job: Job, rows: JobRows | None, machine: Machine, console: Console) -> float:
-    run, begin = _directory(job), time.time()
+    run, begin = run_directory(job), time.time()
     with run.lock():
         if not _is_finished(run, job):  # another process may have run it meanwhile
-            rows = load_rows(job, run) if rows is None else rows
+            rows = _load_rows(job, run) if rows is None else rows
             _open_run(run, text, job)
-            _train(run, plan_job(job, machine_devices(machine)).job, rows, machine, console)
+            _train(run, place_job(job, machine_devices(machine)).job, rows, machine, console)
     return time.time() - begin
 
 
-def _directory(job: Job) -> RunDirectory:
-    return RunDirectory(Path(job.run.dir) / job.run.name)
+def _load_rows(job: Job, run: RunDirectory) -> JobRows:
+    return (load_questions(job, run),) if isinstance(job, InferJob) else load_rows(job, run)
 
 
 def _is_finished(run: RunDirectory, job: Job) -> bool:
@@ -117,7 +127,7 @@ def _train(run: RunDirectory, job: Job, rows: JobRows, machine: Machine, console
         if job.run.keep_only_models:
             run.remove_states()
     except (KeyboardInterrupt, asyncio.CancelledError):
-        _write_stopped(run)
+        print(_write_stopped(run, job), file=sys.stderr)
         raise KeyboardInterrupt from None
     except BaseException as error:
         run.write_status("failed", message=str(error) or type(error).__name__)
@@ -133,15 +143,25 @@ async def _until_stopped(job: Job, context: JobContext) -> None:
     assert task is not None
 
     def stop() -> None:
-        _write_stopped(context.run)
+        _write_stopped(context.run, job)
         task.cancel()
 
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop)
     await KINDS[job.kind].run(job, context)
 
 
-def _write_stopped(run: RunDirectory) -> None:
-    run.write_status("stopped", message="stopped by a signal; the same command goes on from where it was")
+def _write_stopped(run: RunDirectory, job: Job) -> str:
+    """The status, and what it says."""
+    latest = run.latest_checkpoint()
+    if isinstance(job, InferJob):
+        place = "goes on with the rows that are left"
+    else:
+        place = (
+            "begins anew: no checkpoint was written yet" if latest is None else f"goes on from the checkpoint of step {latest[0]}"
+        )
+    message = f"{job.run.name}: stopped by a signal; the same command {place}"
+    run.write_status("stopped", message=message)
+    return message
 
 
 def _machine(jobs: Sequence[Job]) -> Machine:

@@ -1,20 +1,21 @@
 """Problems of a spec that can be found without starting anything."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rlflow.data.chat import read_template
 from rlflow.data.files import list_files
 from rlflow.data.modelscope_hub import check_modelscope
-from rlflow.errors import SpecError, UserError
+from rlflow.errors import RewardPluginError, SpecError, UserError
 from rlflow.jobs.adapters import find_adapter
 from rlflow.jobs.earlier_runs import output_path, waits_for_answers, with_answers
-from rlflow.jobs.prepare import model_path
+from rlflow.jobs.prepare import model_path, run_directory
 from rlflow.jobs.rewards import judges, reward_models
 from rlflow.learner.quantization import check_bitsandbytes
 from rlflow.observe.answers import errors_path
 from rlflow.observe.run_dir import RunDirectory
+from rlflow.rewards import check_plugins
 from rlflow.rewards.loading import make_importable
 from rlflow.spec.jobs import DpoJob, InferJob, Job, RolloutJob
 from rlflow.spec.load import resolved
@@ -34,6 +35,7 @@ def static_problems(job: Job, earlier_runs: Sequence[str] = ()) -> list[str]:
         _check_hubs,
         _check_quantisation,
         _check_rewards,
+        _check_plugins,
         _check_losses,
         _check_output,
     ):
@@ -71,7 +73,7 @@ def check_same_spec(run: RunDirectory, job: Job) -> None:
 
 
 def _check_run(job: Job) -> None:
-    check_same_spec(RunDirectory(Path(job.run.dir) / job.run.name), job)
+    check_same_spec(run_directory(job), job)
 
 
 def _check_template(job: Job) -> None:
@@ -113,16 +115,29 @@ def _check_rewards(job: Job) -> None:
             with_token_limits(reward, job.rollout.max_completion_tokens)
         except UserError as error:
             lines.append(f"rewards[{index}]: {error}")
-        if isinstance(reward, PluginSpec):
-            file = reward.target.rpartition(":")[0]
-            if file.endswith(".py") and not Path(file).is_file():
-                lines.append(f"rewards[{index}].target: {file} does not exist")
     paths = {f"rewards[{i}].path": reward.path for i, reward in enumerate(job.rewards) if isinstance(reward, ModelRewardSpec)}
     for field, model in (paths | {field: judge.model for field, (judge, _) in judges(job).items()}).items():
         if model and not _may_be_hub_id(model) and not Path(model).is_dir():
             lines.append(f"{field}: there is no directory {model}")
     if lines:
         raise UserError("\n".join(lines))
+
+
+def _check_plugins(job: Job) -> None:
+    """Plugins are imported, in processes of their own: a missing file or function, and what an import raises, is found."""
+    if not isinstance(job, RolloutJob | InferJob):
+        return
+    plugins = {f"rewards[{i}].target": reward for i, reward in enumerate(job.rewards) if isinstance(reward, PluginSpec)}
+    if not plugins:
+        return
+    try:
+        check_plugins(list(plugins.values()), max_completion_tokens=job.rollout.max_completion_tokens, cwd=os.getcwd())
+    except RewardPluginError as error:
+        raise UserError("\n".join(_with_field(line, plugins) for line in str(error).splitlines())) from None
+
+
+def _with_field(line: str, plugins: Mapping[str, PluginSpec]) -> str:
+    return next((f"{field}: {line}" for field, plugin in plugins.items() if f"(target {plugin.target})" in line), line)
 
 
 def _may_be_hub_id(path: str) -> bool:
@@ -135,7 +150,7 @@ def _check_output(job: Job) -> None:
     output = output_path(job)
     if output.suffix != ".jsonl":
         raise SpecError(f"infer.output: {output} does not end in .jsonl")
-    if not RunDirectory(Path(job.run.dir) / job.run.name).exists:
+    if not run_directory(job).exists:
         for path in (output, errors_path(output)):
             if path.exists():
                 raise SpecError(f"infer.output: {path} exists; choose another file, or remove it")

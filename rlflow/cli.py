@@ -226,17 +226,18 @@ def infer(
 ) -> None:
     """Answer the rows of data sets, as JSON lines to train on; the same command goes on after a stop."""
     flags = {flag: value for flag, value in locals().items() if flag != "arguments"}
-    from rlflow.jobs.flags import infer_document, read_text, refuse_flags
+    from rlflow.jobs.flags import in_flags, infer_document, read_text, refuse_flags
     from rlflow.jobs.run import run_document, run_specs
 
     models, overrides = split_arguments(arguments)
     if all(Path(model).suffix in (".yaml", ".yml") for model in models):
         refuse_flags(flags)
-        raise typer.Exit(run_specs(models, overrides))
+        raise typer.Exit(run_specs(models, overrides, kind="infer"))
     if len(models) > 1 or not data:
         raise UserError("infer takes spec files, or one model and --data SOURCE")
     flags |= {"system": read_text(system), "response_prefix": read_text(response_prefix)}
-    raise typer.Exit(run_document(infer_document(models[0], flags), overrides))
+    with in_flags():
+        raise typer.Exit(run_document(infer_document(models[0], flags), overrides))
 
 
 @app.command()

@@ -10,6 +10,7 @@ from rlflow.data.chat import render_prompt
 from rlflow.data.loss_weights import base_weight, weigh_text, weigh_tokens
 from rlflow.data.messages import Message
 from rlflow.data.preferences import Labelled, Preference
+from rlflow.data.questions import ask, check_length
 from rlflow.data.rows import Rows
 from rlflow.data.tokenized import CUT, EncodedConversation, fit_example
 from rlflow.data.turns import TurnFrame, probe_frame
@@ -97,6 +98,27 @@ def prompt_encoder(tokenizer: "PreTrainedTokenizerBase", spec: DataSpec) -> Enco
         return [RowSequence("prompt", [(text, 0.0)], EncodedConversation(origin, ids, np.zeros(len(ids), np.float32)))]
 
     return encode
+
+
+def question_encoder(tokenizer: "PreTrainedTokenizerBase", spec: DataSpec, response_prefix: str) -> Encode:
+    """For rows that batch inference answers."""
+
+    def encode(value: list[Message], origin: str) -> list[RowSequence]:
+        question = ask(tokenizer, value, spec, response_prefix)
+        ids = question.prompt_ids
+        return [RowSequence("prompt", [(question.text, 0.0)], EncodedConversation(origin, ids, np.zeros(len(ids), np.float32)))]
+
+    return encode
+
+
+def fit_question(spec: DataSpec) -> Callable[[list[RowSequence]], list[EncodedConversation]]:
+    """Rows of batch inference, which refuses prompts beyond the limit."""
+
+    def fit(sequences: list[RowSequence]) -> list[EncodedConversation]:
+        check_length(len(sequences[0].example.input_ids), spec)
+        return [sequences[0].example]
+
+    return fit
 
 
 def fit_or_drop(limit: int, field_name: str, spec: DataSpec) -> Callable[[list[RowSequence]], list[EncodedConversation]]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from rlflow.data.chat import add_system, prompt_messages, render
 from rlflow.data.messages import Message
 from rlflow.data.thinking import opened_thinking, without_old_thinking
+from rlflow.errors import DataError
 from rlflow.spec.data import DataSpec
 
 if TYPE_CHECKING:
@@ -35,6 +36,12 @@ def ask(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], spec:
     start = opened_thinking(text) + response_prefix
     text += response_prefix
     return Question(asked, text, tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], start)
+
+
+def check_length(num_tokens: int, spec: DataSpec) -> None:
+    """Raises `DataError` if a prompt of batch inference is too long."""
+    if num_tokens > spec.max_prompt_tokens:
+        raise DataError(f"the prompt has {num_tokens} tokens, data.max_prompt_tokens is {spec.max_prompt_tokens}")
 
 
 def given_answer(messages: Sequence[Message], spec: DataSpec) -> str | None:

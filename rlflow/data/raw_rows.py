@@ -1,5 +1,6 @@
 """Rows as their files hold them, for batch inference: a bad row is an error when it is asked for, not when its file is opened."""
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 from rlflow.data.files import load_file
 from rlflow.data.formats import detect_format
 from rlflow.data.rows import Part, Row, Rows
-from rlflow.data.sources import load_sources
+from rlflow.data.sources import Detect, load_sources
 from rlflow.errors import DataError
 from rlflow.spec.data import DataSpec
 
@@ -40,6 +41,11 @@ class JsonLines:
             raise DataError(f"is {type(row).__name__}, expected a JSON object")
         return {self._names.get(name, name): value for name, value in row.items()}
 
+    def digest(self) -> str:
+        """Of the file's bytes."""
+        with self._path.open("rb") as file:
+            return hashlib.file_digest(file, "blake2b").hexdigest()[:32]
+
     def rename_columns(self, names: Mapping[str, str]) -> "JsonLines":
         """The same rows with other names of columns."""
         return JsonLines(self._path, names)
@@ -65,6 +71,14 @@ class RawRows(Rows):
         columns = {name: value for name, value in values.items() if name != part.format.chat}
         return Row(part.format.read(values | missing), columns, self.origin(index))
 
+    def read(self, indices: Sequence[int]) -> list[Any]:
+        """What the format reads of rows. Raises `DataError` that does not name the row, if one is malformed."""
+        return [self[index].messages for index in indices]
+
+    def digests(self) -> dict[str, str]:
+        """A digest of the content of each file or data set, by its name: rows are known by their numbers in it."""
+        return {part.name: _digest(part) for part in self.parts}
+
     def row_ids(self) -> list[str]:
         """A name for every row that stays the same in every start: file and number, and which repeat of it this is."""
         seen: dict[str, int] = {}
@@ -76,9 +90,9 @@ class RawRows(Rows):
         return ids
 
 
-def load_raw_rows(spec: DataSpec, cache_dir: str | Path) -> RawRows:
+def load_raw_rows(spec: DataSpec, cache_dir: str | Path, detect: Detect = detect_format) -> RawRows:
     """The rows of all sources, one source after the other. Raises `DataError` for a source that cannot be opened at all."""
-    rows = load_sources(spec, cache_dir, detect_format, _open)
+    rows = load_sources(spec, cache_dir, detect, _open)
     return RawRows(rows.parts, rows.positions)
 
 
@@ -86,6 +100,11 @@ def _open(file: Path, cache_dir: Path) -> Any:
     if file.suffix == ".jsonl" and file.stat().st_size:
         return JsonLines(file)
     return load_file(file, cache_dir)
+
+
+def _digest(part: Part) -> str:
+    lines: Any = part.dataset
+    return lines.digest() if isinstance(lines, JsonLines) else part.fingerprint().hex()
 
 
 def _id(part: Part, position: int) -> str:

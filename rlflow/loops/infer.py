@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from rlflow.cluster.handles import ScoreHandle
-from rlflow.data.questions import Question, ask, given_answer
+from rlflow.data.questions import Question, ask, check_length, given_answer
 from rlflow.data.raw_rows import RawRows
 from rlflow.data.rows import Row
 from rlflow.errors import DataError, GroupLost, RewardError, RolloutError
@@ -100,7 +100,7 @@ class InferLoop:
         try:
             row = self.rows[number.slot]
             question = ask(self.tokenizer, row.messages, self.spec.data, self.spec.infer.response_prefix)
-            self._check_length(question)
+            check_length(len(question.prompt_ids), self.spec.data)
         except DataError as error:
             self._refuse(number, str(error))
             return None
@@ -110,11 +110,6 @@ class InferLoop:
             seed = request_seed(self.spec.run.seed, 0, number.slot, 0)
         prompt_ids = np.asarray(question.prompt_ids, dtype=np.int32)
         return GroupRequest(number.slot, number.slot, prompt_ids, count, seed=seed)
-
-    def _check_length(self, question: Question) -> None:
-        tokens, limit = len(question.prompt_ids), self.spec.data.max_prompt_tokens
-        if tokens > limit:
-            raise DataError(f"the prompt has {tokens} tokens, data.max_prompt_tokens is {limit}")
 
     def _refuse(self, number: RowNumber, reason: str) -> None:
         self._asked.pop(number.slot, None)

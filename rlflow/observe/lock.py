@@ -34,6 +34,12 @@ class RunLock:
         os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode(), 0)
         self._descriptor = descriptor
 
+    def check(self) -> None:
+        """Raises `UserError` naming the process that holds the lock, if one does."""
+        if self.path.is_file():
+            self.acquire()
+            self.release()
+
     def release(self) -> None:
         """Give the lock back; without effect where it is not held."""
         if self._descriptor is not None:

@@ -103,6 +103,15 @@ class RunDirectory:
         path = self.path / "result.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
+    def write_rows(self, digests: Mapping[str, str]) -> None:
+        """Write `rows.json`: what the files and data sets held that the run's rows are numbered in."""
+        write_json(self.path / "rows.json", dict(digests))
+
+    def read_rows(self) -> dict[str, str] | None:
+        """What `write_rows` wrote; None if it did not."""
+        path = self.path / "rows.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
     def append_metrics(self, row: Mapping[str, object]) -> MetricRow:
         """Add a step's row to `metrics.jsonl`; return it as written. Raises `ValueError` on unknown names."""
         valid = validate(row)

@@ -41,8 +41,9 @@ def print_answers(rows: Sequence[AnswersSummary], console: Console) -> None:
     """Print a table of counts, one row per run, and below it the file of answers and, if there is one, that of the rest."""
     if not rows:
         return
-    table = Table("run")
-    for heading in ("rows", "answers", "dropped", "failed", "prompt tokens", "tokens", "tok/s"):
+    table = Table()
+    table.add_column("run", overflow="fold")
+    for heading in ("rows", "answers", "dropped", "failed", "tokens read", "written", "tok/s"):
         table.add_column(heading, justify="right")
     names = ("rows", "answers", "dropped", "failed", "prompt_tokens", "completion_tokens", "tokens_per_second")
     for row in rows:

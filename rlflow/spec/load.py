@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 import typing
+from collections import defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from pydantic import BaseModel, ValidationError
 
 from rlflow.errors import SpecError
 from rlflow.spec.jobs import JOB_KINDS, Job
+
+_YAML_NAMES = defaultdict(lambda: "single value", {list: "list", str: "text"})
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -80,9 +83,11 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     try:
         document = yaml.load(text, Loader=_UniqueKeyLoader)
     except yaml.YAMLError as error:
-        raise SpecError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+        raise SpecError(f"{path}{_yaml_problem(error)}") from None
+    if document is None:
+        raise SpecError(f"{path}: the file is empty")
     if not isinstance(document, dict):
-        raise SpecError(f"{path}: a spec is a mapping of fields, this is {type(document).__name__}")
+        raise SpecError(f"{path}: a spec is a mapping of fields (`kind: sft` and so on), this is a {_YAML_NAMES[type(document)]}")
     return document
 
 
@@ -107,6 +112,13 @@ def job_metadata(jobs: Sequence[Job]) -> dict[str, str]:
     return {name: ", ".join(values) for name, values in columns.items()}
 
 
+def _yaml_problem(error: yaml.YAMLError) -> str:
+    """Where in the file, and what."""
+    mark = getattr(error, "problem_mark", None)
+    place = "" if mark is None else f", line {mark.line + 1}, column {mark.column + 1}"
+    return f"{place}: not valid YAML: {getattr(error, 'problem', None) or ' '.join(str(error).split())}"
+
+
 def _apply_override(document: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     parts = key.split(".")
@@ -115,7 +127,7 @@ def _apply_override(document: dict[str, Any], override: str) -> None:
     try:
         value = yaml.load(text, Loader=_UniqueKeyLoader)
     except yaml.YAMLError as error:
-        raise SpecError(f"override {override!r}: not valid YAML: {' '.join(str(error).split())}") from None
+        raise SpecError(f"override {override!r}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
     target: Any = document
     for i, part in enumerate(parts[:-1]):
         target = (

@@ -51,6 +51,7 @@ def test_schema_describes_every_kind_of_job(tmp_path):
     [
         (("submit", "nope.yaml"), "nope.yaml: cannot be read: No such file or directory"),
         (("run", "steps=3"), "no spec file was given, only overrides"),
+        (("infer", "wrong", "--data", "a.jsonl"), "model: wrong is no run in runs, no directory and no hub id"),
         (
             ("list", "--address", "http://127.0.0.1:1"),
             "http://127.0.0.1:1: no Ray cluster answers there; see --address and RAY_ADDRESS",
@@ -60,6 +61,24 @@ def test_schema_describes_every_kind_of_job(tmp_path):
 def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, arguments, line):
     shown = rlflow(*arguments, cwd=tmp_path)
     assert (shown.returncode, shown.stdout, shown.stderr) == (2, "", line + "\n")
+
+
+def test_infer_runs_no_spec_of_another_kind(tmp_path):
+    (tmp_path / "a.yaml").write_text(
+        "{kind: sft, run: {name: x}, model: {path: m}, data: {sources: a.jsonl}, steps: 1, batch_size: 1}"
+    )
+    shown = rlflow("infer", "a.yaml", cwd=tmp_path)
+    assert (shown.returncode, shown.stderr) == (2, "a.yaml: kind: is sft, not infer; `rlflow run` runs it\n")
+
+
+def test_mistakes_of_infer_name_its_flags(tmp_path):
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "config.json").write_text('{"model_type": "qwen3", "max_position_embeddings": 1024}')
+    shown = rlflow("infer", "./m", "--data", "a.jsonl", "--output", "x.txt", cwd=tmp_path)
+    assert shown.returncode == 2
+    missing, output, length = shown.stderr.splitlines()
+    assert missing.startswith("--data: there is no file a.jsonl") and output.startswith("--output: ")
+    assert length.startswith("--max-prompt-tokens + --max-tokens: 3072 tokens are more than the model's 1024 positions")
 
 
 def test_every_problem_of_a_spec_is_a_line(tmp_path):

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from rlflow.errors import SpecError
+from rlflow.errors import DataError, SpecError
 from rlflow.jobs.checks import check_specs, read_rows
 from rlflow.jobs.earlier_runs import output_path, with_answers
-from rlflow.jobs.prepare import load_rows
+from rlflow.jobs.prepare import load_questions, load_rows
 from rlflow.observe.run_dir import RunDirectory
 from rlflow.spec.load import parse_job, resolved
 from tests.integration.job_runs import MODEL, sft_spec
@@ -21,7 +21,13 @@ def folder(tmp_path, monkeypatch):
 
 
 def infer(output=None):
-    spec = {"kind": "infer", "run": {"name": "answers"}, "model": MODEL, "infer": {"output": output}}
+    spec = {
+        "kind": "infer",
+        "run": {"name": "answers"},
+        "model": MODEL,
+        "infer": {"output": output},
+        "rollout": {"max_completion_tokens": 32},
+    }
     return parse_job({**spec, "data": {"sources": ["questions.jsonl"], "max_prompt_tokens": 32}})
 
 
@@ -52,7 +58,19 @@ def test_without_them_the_run_is_named():
 def test_a_chain_waits_for_them():
     jobs = [infer(), reader()]
     check_specs(jobs)
-    assert read_rows(jobs) == [(), None]
+    asked, answers = read_rows(jobs)
+    assert answers is None and asked is not None and len(asked[0]) == 1
+
+
+def test_rows_that_have_changed_are_not_taken_for_those_that_the_run_knows(folder):
+    job, run = infer(), RunDirectory("runs/answers")
+    run.create("", resolved(job))
+    rows = load_questions(job, run)
+    run.write_rows(rows.digests())
+    assert load_questions(job, run).row_ids() == ["questions.jsonl:1"]
+    (folder / "questions.jsonl").write_text('{"query": "0"}\n{"query": "1+1"}\n')
+    with pytest.raises(DataError, match=r"data.sources: questions.jsonl has changed since .*answers began"):
+        read_rows([job])
 
 
 def test_an_earlier_job_of_another_kind_writes_none():

@@ -18,13 +18,14 @@ def preview(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
 
     def show(rows, kind="sft", count=2, overrides=(), **data):
-        (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        lines = (row if isinstance(row, str) else json.dumps(row) for row in rows)
+        (tmp_path / "rows.jsonl").write_text("".join(f"{line}\n" for line in lines))
         spec = {
             "kind": kind,
             "run": {"name": "try"},
             "model": {"random": {"config": {"model_type": "qwen3"}, "characters": CHARACTERS}},
             "data": {"sources": ["rows.jsonl"], **data},
-            "steps": 1,
+            **({} if kind == "infer" else {"steps": 1}),
         }
         (tmp_path / "spec.yaml").write_text(
             yaml.safe_dump(spec | ({"rewards": [{"type": "accuracy"}]} if kind == "grpo" else {}))
@@ -92,7 +93,7 @@ def test_pairs_and_prompts_are_shown_as_their_jobs_use_them(preview):
     code, shown = preview([pair], kind="dpo")
     assert code == 0 and "row 1, chosen: " in shown and "[[3<|im_end|>]]" in shown
     code, shown = preview([chat("1+1", "2")], kind="grpo")
-    assert code == 0 and ", prompt: " in shown and ", 0 trained" in shown and shown.count("[[") == 1  # that of the legend
+    assert code == 0 and ", prompt: " in shown and ", 0 trained" in shown and "[[" not in shown
     assert "<|im_start|>assistant\n" in shown and "padding" not in shown
 
 
@@ -112,3 +113,26 @@ def test_the_template_of_the_spec_is_used(preview, tmp_path):
     (tmp_path / "plain.jinja").write_text("{% for m in messages %}<{{ m.role }}>{{ m.content }}<|im_end|>{% endfor %}")
     code, shown = preview([chat("1+1", "2")], chat_template="plain.jinja")
     assert code == 0 and "<user>1+1" in shown
+
+
+def test_rows_of_batch_inference_are_shown_as_they_are_asked(preview):
+    rows = [chat("1+1", "2"), {"messages": [{"role": "user", "content": "3+4"}]}, chat("1" * 90, "2"), {"messages": "x"}]
+    code, shown = preview(rows, kind="infer", max_prompt_tokens=80)
+    assert code == 2 and "try: 4 rows to answer" in shown
+    assert "row 2, prompt: " in shown and "<|im_start|>user\n1+1<|im_end|>\n<|im_start|>assistant\n" in shown
+    assert "bad row: rows.jsonl, row 3: the prompt has 109 tokens, data.max_prompt_tokens is 80" in shown
+    assert "bad row: rows.jsonl, row 4: " in shown and "2 bad rows: the job records them as errors" in shown
+
+
+def test_a_row_of_broken_json_hides_no_other(preview):
+    code, shown = preview([chat("1", "2"), '{"messages": [', chat("1", ""), chat("3", "4")])
+    assert code == 2 and "4 rows, of which some cannot be read" in shown
+    assert "bad row: rows.jsonl, row 2: not valid JSON" in shown
+    assert "bad row: rows.jsonl, row 3: content of message 2 (assistant) is empty" in shown
+    assert "2 bad rows: correct or remove them" in shown
+
+
+def test_lengths_are_counted_in_ranges_that_do_not_overlap(preview):
+    _, shown = preview([chat("1", "2" * length) for length in (1, 2, 3, 3)])
+    bars = [line.split() for line in shown.splitlines() if " to " in line and "█" in line]
+    assert [(int(bar[0]), int(bar[2]), int(bar[4])) for bar in bars] == [(23, 23, 1), (24, 24, 1), (25, 25, 2)]

@@ -62,7 +62,7 @@ def test_several_mistakes_are_all_named(refused):
 
 
 def test_missing_file(refused):
-    spec = sft_spec(data={"sources": ["nowhere.jsonl"]})
+    spec = sft_spec(data={"sources": ["nowhere.jsonl"], "max_tokens": 48})
     assert "data.sources[0].path" in (message := refused(spec)) and "nowhere.jsonl" in message
 
 
@@ -111,6 +111,30 @@ def test_plugin_that_does_not_import(folder, refused):
     (folder / "broken.py").write_text("import a_module_that_is_not_there\n")
     spec = grpo_spec(rewards=[{"type": "plugin", "target": "broken.py:score"}])
     assert "broken.py:score" in (message := refused(spec)) and "a_module_that_is_not_there" in message
+
+
+def test_plugins_and_files_that_are_missing_are_named_together(folder, refused):
+    (folder / "some.py").write_text("def other(completions): return [1.0 for _ in completions]\n")
+    targets = ["some.py:score", "none.py:score"]
+    rewards = [{"type": "accuracy"}, *({"type": "plugin", "target": target, "name": f"r{i}"} for i, target in enumerate(targets))]
+    message = refused(grpo_spec(rewards=rewards, data={"sources": ["no.jsonl"], "max_prompt_tokens": 32}), lines=3)
+    assert "data.sources[0].path: there is no file no.jsonl" in message
+    assert "rewards[1].target: reward 'r0' (target some.py:score): some.py has no 'score' (it has: other)" in message
+    assert "rewards[2].target: reward 'r1' (target none.py:score): there is no file" in message
+
+
+def test_answers_beyond_what_the_model_can_read(folder, refused):
+    rows(folder, chat("1+1"))
+    infer = {"kind": "infer", "run": {"name": "answers"}, "model": MODEL, "data": {"sources": ["rows.jsonl"]}}
+    assert refused(infer).startswith(
+        "data.max_prompt_tokens + rollout.max_completion_tokens: 3072 tokens are more than the model"
+    )
+
+
+def test_a_second_driver(folder, refused):
+    spec = sft_spec(data=rows(folder, chat("1+1")))
+    with RunDirectory(folder / "runs" / spec["run"]["name"]).lock():
+        assert "is writing this run" in refused(spec)
 
 
 def test_missing_run(refused):

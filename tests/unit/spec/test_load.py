@@ -246,13 +246,13 @@ def test_merge_keys_give_defaults(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (HEAD + "steps: 1\nsteps: 2\n", "steps is given twice.*line 6"),
+        (HEAD + "steps: 1\nsteps: 2\n", "line 6, column 1: not valid YAML: steps is given twice"),
         (HEAD + "learner: {packing: true, packing: false}\n", "packing is given twice"),
         ("run: {name: {{ name }}}\n", "not valid YAML.*unhashable key"),
         ("run: [1\n", "not valid YAML"),
         ("a: 1\n---\nb: 2\n", "not valid YAML"),
-        ("- kind: sft\n", "a spec is a mapping of fields, this is list"),
-        ("", "a spec is a mapping of fields, this is NoneType"),
+        ("- kind: sft\n", "a spec is a mapping of fields .*, this is a list"),
+        ("", "the file is empty"),
     ],
 )
 def test_malformed_yaml(tmp_path, text, message):
