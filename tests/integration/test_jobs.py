@@ -138,6 +138,7 @@ def test_deaths_of_actors_and_driver_change_nothing(chain, ray_head):
 
     result = run(folder, path, env=ray_head.driver_env)
     assert result.returncode == 0, result.stdout + result.stderr
+    assert f"going on from the checkpoint of step {2 * SAVE_EVERY}\n" in result.stdout
     rows, uninterrupted = metrics(run_dir), metrics(folder / "runs" / "grpo")
     assert [row["step"] for row in rows] == [row["step"] for row in uninterrupted]
     for one, other in zip(comparable(rows), comparable(uninterrupted), strict=True):
@@ -152,8 +153,10 @@ def test_stopped_job_says_so_and_goes_on(tmp_path, ray_head):
     process = start(tmp_path, path, env=ray_head.driver_env)
     wait_for_step(tmp_path / "runs" / "warm", 3, process)
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=10)
-    assert json.loads((tmp_path / "runs" / "warm" / "status.json").read_text())["state"] == "stopped"
+    _, err = process.communicate(timeout=10)
+    status = json.loads((tmp_path / "runs" / "warm" / "status.json").read_text())
+    assert status["state"] == "stopped" and status["message"] in err
+    assert re.search(r"^warm: stopped by a signal; the same command goes on from the checkpoint of step \d+$", err, re.MULTILINE)
 
 
 def test_more_workers_than_the_cluster_holds(tmp_path, ray_head):

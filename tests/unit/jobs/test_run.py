@@ -201,7 +201,7 @@ def finished(folder):
 
 def test_a_finished_run_is_not_run_again(finished, capsys):
     assert run.main([str(finished)]) == 0
-    assert "warm" in capsys.readouterr().out
+    assert "warm: has been done already" in capsys.readouterr().out
 
 
 def test_another_spec_under_the_same_name(finished, capsys):
