@@ -14,7 +14,7 @@ from rlflow.spec.learner import LearnerSpec, OptimizerSpec
 from rlflow.spec.model import ModelSpec
 from tests.integration.engines import save_tiny_model
 from tests.integration.learner_rank import Rank
-from tests.integration.plain_training import TEMPERATURE, load_plain, plain_adamw, plain_logits
+from tests.integration.plain_training import TEMPERATURE, load_plain, plain_adamw, plain_evaluation, plain_logits
 
 pytestmark = pytest.mark.integration
 LEARNING_RATE, SMOOTHING, RELATIVE = 3e-3, 0.1, 1e-5
@@ -128,21 +128,3 @@ def plain_training(model: str) -> tuple[list[dict[str, float]], dict[str, np.nda
         optimizer.zero_grad()
         metrics.append({"loss": loss.item(), "grad_norm": norm.item()})
     return [*metrics, plain_evaluation(plain, rows)], {name: p.detach().numpy() for name, p in plain.named_parameters()}
-
-
-@torch.no_grad()
-def plain_evaluation(plain: Any, rows: list[TrainSequence]) -> dict[str, float]:
-    """At temperature 1; accuracies count trained tokens alike, whatever their weights."""
-    loss, weight, right, whole = 0.0, 0.0, [], []
-    for row in rows:
-        if not len(row.trained):
-            continue
-        logprobs = plain(input_ids=torch.from_numpy(row.token_ids)[None]).logits[0].log_softmax(-1)
-        answer = []
-        for place in row.trained:
-            token = int(row.token_ids[place])
-            answer.append(logprobs[place - 1, token].item())
-            loss, weight = loss - float(row.loss_weights[place]) * answer[-1], weight + float(row.loss_weights[place])
-            right.append(int(logprobs[place - 1].argmax()) == token)
-        whole.append(np.exp(sum(answer)))
-    return {"loss": loss / weight, "token_accuracy": float(np.mean(right)), "accuracy": float(np.mean(whole))}
