@@ -4,7 +4,7 @@ import asyncio
 import os
 import tempfile
 import warnings
-from contextlib import ExitStack, aclosing
+from contextlib import ExitStack, aclosing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,12 +106,15 @@ class Chat:
                 self._screen.note(str(error))
 
     def _read(self) -> str:
-        """A line, or with multi-line the lines up to one that ends in #; a command stands alone on the first of them."""
+        """A line, or with multi-line the lines up to one that ends in #, or to the end of input; a command stands alone on the
+        first of them.
+        """
         lines = [self._screen.read("<<<[M] " if self._is_multi_line else "<<< ")]
         if not self._is_multi_line or read_command(lines[0]) is not None:
             return lines[0]
-        while not lines[-1].rstrip().endswith("#"):
-            lines.append(self._screen.read("... "))
+        with suppress(EOFError):
+            while not lines[-1].rstrip().endswith("#"):
+                lines.append(self._screen.read("... "))
         return "\n".join(lines).rstrip().removesuffix("#")
 
     def _obey(self, command: Command) -> None:
@@ -135,8 +138,8 @@ class Chat:
     def _system(self, command: Command) -> None:
         if command.name == "reset-system":
             self._session.reset_system()
-        elif command.argument:
-            self._session.set_system(command.argument)
+        else:
+            self._session.set_system(command.argument or None)
         self._screen.note(f"system prompt: {self._session.system or 'none'}")
 
     def _answer(self, text: str) -> None:

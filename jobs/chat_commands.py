@@ -6,9 +6,9 @@ SETTINGS = ("temperature", "top_p", "top_k", "repetition_penalty", "max_completi
 _SHORT = {"max_tokens": "max_completion_tokens"}
 HELP = """\
 clear                 forget the conversation; the system prompt stays
-system TEXT           another system prompt, and a new conversation
+system TEXT           another system prompt (without TEXT: none), and a new conversation
 reset-system          the system prompt that the chat began with, and a new conversation
-multi-line            a message ends at a line that ends in #; single-line goes back
+multi-line            a message ends at a line that ends in # (or with the input); single-line goes back
 set                   show the settings
 set NAME VALUE        change one: temperature, top_p, top_k, repetition_penalty or max_tokens
 save FILE             write the conversations of this chat as JSON lines to train on (with their thinking)

@@ -62,7 +62,7 @@ async def run_infer_job(job: InferJob, context: JobContext) -> None:
         context.run.write_result(result)
     finally:
         files.close()
-        await close_run(placement, rollouts.close(), rewards.close())
+        await close_run(placement, rollouts, rewards)
 
 
 def infer_devices(job: InferJob, device: Literal["gpu", "cpu"]) -> DevicePlan:

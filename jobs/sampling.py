@@ -93,7 +93,7 @@ async def run_sampling_job(job: RolloutJob, context: JobContext, parts_of: Calla
         )
 
     def close() -> Awaitable[None]:
-        return close_run(placement, rollouts.close(), rewards.close(), *(group.close() for group in groups[1:]))
+        return close_run(placement, rollouts, rewards, *groups[1:])
 
     await run_loop(job, context, start, loop_of, close)
 

@@ -6,6 +6,7 @@ pass computes the gradients too, and each chunk's logits exist once (as in Liger
 """
 
 import math
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -205,7 +206,7 @@ def token_chunks(hidden_NH: Tensor, weight_VH: Tensor, copies: int = 1) -> list[
     count = hidden_NH.shape[0]
     most = max(1, CHUNK_BYTES // (copies * weight_VH.shape[0] * hidden_NH.element_size()))
     unit = _ROUND_TOKENS if most >= _ROUND_TOKENS else 1
-    most -= most % unit
-    even = math.ceil(count / max(1, math.ceil(count / most)))  # nearly alike: a small one costs as much as a large one
-    size = max(1, math.ceil(even / unit) * unit)
-    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+    units = math.ceil(count / unit)
+    number = math.ceil(units / (most // unit))
+    ends = [min(units * i // number * unit, count) for i in range(number + 1)] if number else []
+    return [slice(start, end) for start, end in pairwise(ends)]  # nearly alike: a small one costs as much as a large one

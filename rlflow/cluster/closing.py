@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, Protocol
 
 from rlflow.cluster.placement import Placement
 
@@ -13,22 +13,30 @@ CLOSE_TIMEOUT_S = 2.5
 """Ray kills a stopped job 3 s after the signal; engines need about 1 s to end their processes."""
 
 
-async def close_run(placement: Placement, *closers: Coroutine[Any, Any, None]) -> None:
+class Closable(Protocol):
+    """Actors of a run."""
+
+    async def close(self) -> None:
+        """End them."""
+        ...
+
+
+async def close_run(placement: Placement, *groups: Closable) -> None:
     """Close everything side by side, then free the resources. What does not end in time dies with the job."""
-    results = await asyncio.gather(*(_bounded(closer) for closer in closers))
+    results = await asyncio.gather(*(_bounded(type(group).__name__, group.close()) for group in groups))
     if all(results):
-        await _bounded(asyncio.to_thread(placement.remove))
+        await _bounded("the placement", asyncio.to_thread(placement.remove))
 
 
-async def _bounded(closer: Coroutine[Any, Any, None]) -> bool:
+async def _bounded(what: str, closer: Coroutine[Any, Any, None]) -> bool:
+    limit = asyncio.timeout(CLOSE_TIMEOUT_S)
     try:
-        async with asyncio.timeout(CLOSE_TIMEOUT_S):
+        async with limit:
             await closer
-    except TimeoutError:
-        owner = closer.__qualname__.rpartition(".")[0]
-        logger.warning(f"while closing: {owner} had not ended after {CLOSE_TIMEOUT_S} s; its processes end with the job")
-        return False
     except Exception as error:
-        logger.warning(f"while closing: {type(error).__name__}: {error}")
+        if limit.expired():
+            logger.warning(f"while closing: {what} had not ended after {CLOSE_TIMEOUT_S} s; its processes end with the job")
+        else:
+            logger.warning(f"while closing: {what}: {type(error).__name__}: {error}")
         return False
     return True

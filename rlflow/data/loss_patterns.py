@@ -31,7 +31,7 @@ def _sections(weights: dict[str, tuple[float, float]]) -> list[tuple[str, float]
     patterns = []
     for heading, (own, following) in weights.items():
         escaped = re.escape(heading)
-        patterns += [(escaped, own), (rf"(?<={escaped}).+?(?={next_heading}|$)", following)]
+        patterns += [(escaped, own), (rf"(?<={escaped})(?!{next_heading}).+?(?={next_heading}|\Z)", following)]
     return [(pattern, weight) for pattern, weight in patterns if weight != 1.0]
 
 

@@ -25,7 +25,9 @@ class AnswerFiles:
         self.output, self.errors = output, errors_path(output)
         self._samples = samples_per_row
         self.totals: Counter[str] = Counter()
-        """`answers`, `dropped`, `failed`, `prompt_tokens` and `completion_tokens` of the two files."""
+        """`answers`, `dropped`, `failed`, `prompt_tokens` and `completion_tokens` of the two files; a prompt counts once, however
+        many samples it has.
+        """
         output.parent.mkdir(parents=True, exist_ok=True)
         self.done = self._repair()
         self._files: list[BinaryIO] = [path.open("ab") for path in (self.errors, output)]
@@ -96,8 +98,9 @@ class AnswerFiles:
             assert record is not None
             kind = "answers" if "messages" in record else "dropped" if record.get("dropped") else "failed"
             self.totals[kind] += 1
-            for name in ("prompt_tokens", "completion_tokens"):
-                self.totals[name] += record.get(name, 0)
+            self.totals["completion_tokens"] += record.get("completion_tokens", 0)
+            if not record.get("sample"):  # the first of a row, or the only one
+                self.totals["prompt_tokens"] += record.get("prompt_tokens", 0)
 
 
 def errors_path(output: Path) -> Path:

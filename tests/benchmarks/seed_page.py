@@ -14,8 +14,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -88,11 +88,14 @@ class Page:
     folder: Path
     hub: str = ""
     """Address of the stand-in for a hub."""
+    cluster: Mapping[str, str] = field(default_factory=dict)
+    """Environment of a driver on a Ray that runs already; each command starts its own otherwise."""
 
     def rlflow(self, *words: str, text: str = "") -> Result:
         """A command of rlflow, as in a shell."""
-        hub = {"HF_ENDPOINT": self.hub, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"}  # the stand-in has plain LFS alone
-        variables = {"PYTHONPATH": os.getcwd(), "RAY_AUTH_MODE": "disabled", **hub}
+        hub = {"HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"}  # the stand-in has plain LFS alone
+        hub |= {"HF_ENDPOINT": self.hub} if self.hub else {}
+        variables = {"PYTHONPATH": os.getcwd(), "RAY_AUTH_MODE": "disabled", **hub, **self.cluster}
         known = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         command = [sys.executable, "-m", "rlflow.cli", *words]
         return subprocess.run(

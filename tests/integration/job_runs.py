@@ -95,9 +95,9 @@ def environment(**more):
     return {**env, "RAY_ADDRESS": "local", "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", **more}
 
 
-def start(folder: Path, *arguments: str, env=None) -> subprocess.Popen:
+def start(folder: Path, *arguments: str, env=None, module="rlflow.jobs.run") -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-m", "rlflow.jobs.run", *map(str, arguments)],
+        [sys.executable, "-m", module, *map(str, arguments)],
         cwd=folder,
         env=env or environment(),
         stdout=subprocess.PIPE,
@@ -107,8 +107,8 @@ def start(folder: Path, *arguments: str, env=None) -> subprocess.Popen:
     )
 
 
-def run(folder: Path, *arguments: str, env=None, timeout_s: float = 500) -> subprocess.CompletedProcess:
-    process = start(folder, *arguments, env=env)
+def run(folder: Path, *arguments: str, timeout_s: float = 500, **options) -> subprocess.CompletedProcess:
+    process = start(folder, *arguments, **options)
     try:
         out, err = process.communicate(timeout=timeout_s)
     finally:

@@ -1,6 +1,6 @@
 """The reference the learner is compared with: transformers and torch alone, one sequence at a time, formulas spelled out."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -121,6 +121,24 @@ def _token_weights(loss_type: str, members: Sequence[int], batch: StoredBatch, n
         "dr_grpo": lambda n: 1 / (len(members) * MAX_COMPLETION_TOKENS),
     }[loss_type]
     return {number: weight(number) for number in members}
+
+
+@torch.no_grad()
+def plain_evaluation(plain: Any, rows: Iterable[TrainSequence]) -> dict[str, float]:
+    """Metrics of held-out conversations, at temperature 1; accuracies count trained tokens alike, whatever their weights."""
+    loss, weight, right, whole = 0.0, 0.0, [], []
+    for row in rows:
+        if not len(row.trained):
+            continue
+        logprobs = plain(input_ids=torch.tensor(row.token_ids)[None]).logits[0].log_softmax(-1)
+        answer = []
+        for place in row.trained:
+            token = int(row.token_ids[place])
+            answer.append(logprobs[place - 1, token].item())
+            loss, weight = loss - float(row.loss_weights[place]) * answer[-1], weight + float(row.loss_weights[place])
+            right.append(int(logprobs[place - 1].argmax()) == token)
+        whole.append(np.exp(sum(answer)))
+    return {"loss": loss / weight, "token_accuracy": float(np.mean(right)), "accuracy": float(np.mean(whole))}
 
 
 def plain_adamw(model: Any, spec: LearnerSpec, rate: float | None = None) -> torch.optim.Optimizer:

@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -15,21 +13,14 @@ from transformers import AutoModelForCausalLM
 from rlflow.data.characters import build_character_tokenizer
 from rlflow.learner.load_model import create_random_model
 from rlflow.spec.model import RandomModelSpec
-from tests.integration.job_runs import MODEL, environment, run, start, write_job
+from tests.integration.job_runs import MODEL, run, start, write_job
 
 pytestmark = pytest.mark.integration
 ROWS = 100
-
-
-def spec(folder):
-    return {
-        "kind": "infer",
-        "run": {"name": "answers"},
-        "model": MODEL,
-        "data": {"sources": [{"type": "file", "path": "rows.jsonl"}], "max_prompt_tokens": 32},
-        "rollout": {"max_completion_tokens": 12, "max_num_seqs": 8, "num_workers": 1},
-        "infer": {"output": "out.jsonl", "num_samples": 2, "drop_truncated": True},
-    }
+FLAGS = (
+    *("--data", "rows.jsonl", "--output", "out.jsonl", "--max-prompt-tokens", "32", "--max-tokens", "12", "--num-samples", "2"),
+    *("--drop-truncated", "--name", "answers", "rollout.max_num_seqs=8"),
+)
 
 
 def read(path):
@@ -40,10 +31,10 @@ def test_a_killed_run_goes_on_without_loss_or_repetition(tmp_path, ray_head):
     rows = [json.dumps({"messages": [{"role": "user", "content": f"{i}+1"}], "n": i}) for i in range(ROWS)]
     rows[7] = '{"messages": '
     (tmp_path / "rows.jsonl").write_text("\n".join(rows) + "\n")
-    (tmp_path / "answers.yaml").write_text(json.dumps(spec(tmp_path)))
+    create_random_model(RandomModelSpec(**MODEL["random"]), "float32", tokenizer(), tmp_path / "model")
     out, errors = tmp_path / "out.jsonl", tmp_path / "out.errors.jsonl"
 
-    process = start(tmp_path, "answers.yaml")
+    process = start(tmp_path, "infer", "model", *FLAGS, module="rlflow.cli")
     while not errors.exists() or len(read(errors)) + len(read(out)) < 40:
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)
@@ -54,7 +45,8 @@ def test_a_killed_run_goes_on_without_loss_or_repetition(tmp_path, ray_head):
     with out.open("a") as file:
         file.write('{"messages": [{"role": "us')
 
-    result = run(tmp_path, "answers.yaml", env=ray_head.driver_env)  # its own cluster was killed with it
+    # Its own cluster was killed with it.
+    result = run(tmp_path, "infer", "model", *FLAGS, module="rlflow.cli", env=ray_head.driver_env | {"COLUMNS": "120"})
     assert result.returncode == 0, result.stdout + result.stderr
     answers, rest = read(out), read(errors)
     seen = [(record["row_id"], record.get("sample")) for record in answers + rest]
@@ -65,42 +57,50 @@ def test_a_killed_run_goes_on_without_loss_or_repetition(tmp_path, ray_head):
     assert all(record["messages"][0]["content"] == f"{record['n']}+1" for record in answers)
     assert f"of {ROWS} rows are done already" in result.stdout and "tok/s" in result.stdout
     assert json.loads((tmp_path / "runs/answers/status.json").read_text())["state"] == "succeeded"
+    [line] = [line for line in result.stdout.splitlines() if line.startswith("│ answers ")]
+    asked = [record for record in answers + rest if "dropped" in record or "messages" in record]
+    prompt_tokens, tokens = (sum(record[name] for record in asked) for name in ("prompt_tokens", "completion_tokens"))
+    figures = [int(figure.replace(",", "")) for figure in line.strip("│").split("│")[1:-1]]
+    assert figures == [ROWS, len(answers), len(rest) - 1, 1, prompt_tokens // 2, tokens], "a prompt is read once"
+    assert f"answers answers: {out}\n" in result.stdout
 
-    again = subprocess.run(
-        [sys.executable, "-m", "rlflow.cli", "infer", "answers.yaml", "infer.num_samples=3"],
-        cwd=tmp_path,
-        env=environment(PYTHONPATH=os.getcwd()),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    again = run(tmp_path, "infer", "model", *FLAGS, "--num-samples", "3", module="rlflow.cli")
     assert again.returncode == 2 and "holds a run of another spec (other at infer.num_samples)" in again.stderr
+
+
+def tokenizer():
+    return build_character_tokenizer(MODEL["random"]["characters"])
 
 
 def adapted_model(folder):
     """Writes `base` and `adapter`; returns the two together."""
-    tokenizer = build_character_tokenizer(MODEL["random"]["characters"])
     config = MODEL["random"]["config"] | {"initializer_range": 1.0}  # so that one token is much likelier than the others
     random = RandomModelSpec(config=config, characters=MODEL["random"]["characters"])
-    create_random_model(random, "float32", tokenizer, folder / "base")
+    create_random_model(random, "float32", tokenizer(), folder / "base")
     adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(folder / "base"), LoraConfig(r=2, target_modules="all-linear"))
     torch.manual_seed(1)
     for name, parameter in adapted.named_parameters():
         if "lora_" in name:
             parameter.data = 0.3 * torch.randn_like(parameter)
     adapted.save_pretrained(folder / "adapter")
-    return adapted, tokenizer
+    return adapted
 
 
 def test_two_engines_answer_with_the_adapters_merged_and_the_best_answer_is_kept(tmp_path, ray_head):
-    model, tokenizer = adapted_model(tmp_path)
+    model = adapted_model(tmp_path)
     rows = [{"messages": [{"role": "user", "content": f"{i}+{i}"}]} for i in range(24)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    answers = spec(tmp_path) | {"model": {"path": "base", "dtype": "float32"}, "adapter": "adapter"}
-    # The lowest temperature that vLLM samples at: all samples of a row are the likeliest answer, which transformers tells too.
-    answers["rollout"] |= {"num_workers": 2, "temperature": 0.01, "max_completion_tokens": 4}
-    answers["infer"] = {"output": "best.jsonl", "num_samples": 3, "keep": "best", "response_prefix": "7"}
-    answers["rewards"] = [{"type": "plugin", "target": "digits.py:digits"}]
+    answers = {
+        "kind": "infer",
+        "run": {"name": "answers"},
+        "model": {"path": "base", "dtype": "float32"},
+        "adapter": "adapter",
+        "data": {"sources": [{"type": "file", "path": "rows.jsonl"}], "max_prompt_tokens": 32},
+        # The lowest temperature that vLLM samples at: all samples of a row are the likeliest, which transformers tells too.
+        "rollout": {"num_workers": 2, "temperature": 0.01, "max_completion_tokens": 4, "max_num_seqs": 8},
+        "infer": {"output": "best.jsonl", "num_samples": 3, "keep": "best", "response_prefix": "7"},
+        "rewards": [{"type": "plugin", "target": "digits.py:digits"}],
+    }
 
     result = run(tmp_path, write_job(tmp_path, answers), env=ray_head.driver_env)
     assert result.returncode == 0, result.stdout + result.stderr
@@ -111,7 +111,7 @@ def test_two_engines_answer_with_the_adapters_merged_and_the_best_answer_is_kept
         record = found[f"rows.jsonl:{number + 1}"]
         answer = record["messages"][-1]["content"]
         assert record["reward"] == pytest.approx(sum(c.isdigit() for c in answer) / 4), "of the answer with its prefix"
-        expected, margin = likeliest_answer(model, tokenizer, row["messages"], "7")
+        expected, margin = likeliest_answer(model, tokenizer(), row["messages"], "7")
         if margin > 0.2:
             assert answer == expected
             compared += 1

@@ -12,8 +12,11 @@ from contextlib import contextmanager
 
 import pytest
 
+from rlflow.data.tokenized import ConversationSet
+from rlflow.learner.sequences import TrainSequence
 from tests.integration.engines import shared_memory_of, wait_for_ends
 from tests.integration.job_runs import comparable, grpo_spec, metrics, run, sft_spec, start, wait_for_step, write_job
+from tests.integration.plain_training import load_plain, plain_evaluation
 from tests.integration.watching import watcher
 
 pytestmark = pytest.mark.integration
@@ -58,6 +61,15 @@ def test_chain_prints_progress_lines_and_the_table(chain):
     assert "step 6/6" in result.stdout
     assert "held-out accuracy" in result.stdout
     assert "report.html" in result.stdout
+
+
+def test_the_warm_start_measures_held_out_rows_as_transformers_does(chain):
+    run_dir = chain[0] / "runs" / "warm"
+    held_out, _ = sorted(map(ConversationSet, (run_dir / "data").glob("*.arrow")), key=len)
+    assert len(held_out) == 16
+    expected = plain_evaluation(load_plain(str(run_dir / "model")), [TrainSequence(*held_out[row]) for row in range(16)])
+    logged = metrics(run_dir)[-1]
+    assert {name: logged[f"eval_{name}"] for name in expected} == pytest.approx(expected, rel=1e-4)
 
 
 def test_grpo_rows_hold_the_metrics_of_the_design(chain):

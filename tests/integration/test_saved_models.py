@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from rlflow.algorithms.losses import PolicyLoss
+from rlflow.cli import app
 from rlflow.data.characters import build_character_tokenizer
 from rlflow.learner.export import gathered
 from rlflow.spec.learner import LearnerSpec
@@ -51,6 +53,12 @@ class Trained:
 def adapters(request, groups, tmp_path_factory) -> Trained:
     """Adapters trained with gradient checkpointing."""
     return _train(request.param, groups[2], tmp_path_factory.mktemp("adapters"), LORA)
+
+
+@pytest.fixture(scope="module", params=["experts-2", "experts-0"])
+def experts(request, groups, tmp_path_factory) -> Trained:
+    """Adapters of attention, routers and fused experts trained."""
+    return _train(request.param, groups[2], tmp_path_factory.mktemp("experts"), LORA)
 
 
 @pytest.fixture(scope="module", params=["tied-3", "untied-3", "untied-0"])
@@ -118,6 +126,26 @@ def test_reference_of_full_training_is_the_start(full):
     _check_scores(full.reference, load_plain(full.base))
 
 
+def test_adapters_of_experts_learn_and_nothing_else_does(experts):
+    changed = {name for name, before in experts.parameters_before.items() if not np.array_equal(experts.parameters[name], before)}
+    assert changed == {name for name in experts.parameters if ".lora_" in name}
+    assert sum(".mlp.experts." in name for name in changed) == 2 * 2 * 2, "A and B of both parameters in both layers"
+    _check_scores(experts.reference, load_plain(experts.base))
+    assert max(np.abs(experts.scores[n] - experts.reference[n]).max() for n in experts.scores) > 0.1
+
+
+def test_adapters_of_experts_compute_the_same_beside_the_base_and_merged(experts, tmp_path):
+    """By training, and by `rlflow export --merge`."""
+    from peft import PeftModel
+
+    adapter, exported = experts.directory / "adapter", tmp_path / "exported"
+    _check_scores(experts.scores, PeftModel.from_pretrained(load_plain(experts.base), str(adapter)))
+    _check_scores(experts.scores, load_plain(str(experts.directory / "model")))
+    ran = CliRunner().invoke(app, ["export", str(adapter), "--merge", "--output", str(exported)])
+    assert ran.exit_code == 0, ran.output
+    _check_scores(experts.scores, load_plain(str(exported)))
+
+
 # ---- in the processes of the ranks
 
 
@@ -157,8 +185,8 @@ def _score(learner: Any, batch: StoredBatch, **options: Any) -> Arrays:
 
 
 def _train(layout: str, ranks: RankGroup, directory: Path, lora: LoraSpec | None) -> Trained:
-    tying, stage = layout.split("-")
-    base = save_tiny_model(directory / "base", tied=tying == "tied")
+    kind, stage = layout.split("-")
+    base = save_tiny_model(directory / "base", tied=kind == "tied", experts=4 if kind == "experts" else 0)
     model = ModelSpec(path=base, dtype="float32", lora=lora)
     spec = LearnerSpec(zero_stage=int(stage), micro_batch_tokens=512, timeout_s=60.0)  # pyright: ignore
     first, second = ranks.run(train_and_save, model, spec, directory)

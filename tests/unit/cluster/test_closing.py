@@ -25,6 +25,11 @@ class Broken:
         raise RuntimeError("no answer")
 
 
+class Late:
+    async def close(self):
+        raise TimeoutError("an actor gave no answer")
+
+
 class Stuck:
     async def close(self):
         await asyncio.Event().wait()
@@ -32,7 +37,7 @@ class Stuck:
 
 def close(*owners):
     placement = Placement()
-    asyncio.run(closing.close_run(placement, *(owner.close() for owner in owners)))
+    asyncio.run(closing.close_run(placement, *owners))
     return placement
 
 
@@ -44,10 +49,11 @@ def test_what_all_have_left_is_freed(caplog):
 def test_what_hangs_or_fails_is_named_and_stops_nothing(monkeypatch, caplog):
     monkeypatch.setattr(closing, "CLOSE_TIMEOUT_S", 0.05)
     engines = Engines()
-    placement = close(Stuck(), Broken(), engines)
+    placement = close(Stuck(), Broken(), Late(), engines)
     assert engines.closed
     assert not placement.removed, "actors that did not end still sit there"
     assert sorted(caplog.messages) == [
-        "while closing: RuntimeError: no answer",
+        "while closing: Broken: RuntimeError: no answer",
+        "while closing: Late: TimeoutError: an actor gave no answer",
         "while closing: Stuck had not ended after 0.05 s; its processes end with the job",
     ]

@@ -262,6 +262,7 @@ def test_patterns_multiply_the_weight_of_the_message(byte_level):
         ("ignore_think_prefix", "<think>\nab</think>c", [("ab</think>c<|im_end|>", 1)]),
         ("react", "Thought: t\nAction: a\nAction Input: i\nObservation: o\nFinal Answer: f", [
             ("Thought: t\n", 1), ("Action: a\nAction Input: i\nObservation:", 2), ("Final Answer: f<|im_end|>", 1)]),
+        ("react", "Observation:Final Answer: f", [("Observation:", 2), ("Final Answer: f<|im_end|>", 1)]),
         ("qwen", "✿FUNCTION✿: f\n✿ARGS✿: a\n✿RESULT✿: r\n✿RETURN✿: done", [
             ("✿FUNCTION✿: f\n✿ARGS✿: a\n✿RESULT✿:", 2), ("✿RETURN✿: done<|im_end|>", 1)]),
         ("alpha_umi", "Next: caller", [("Next: caller", 2), ("<|im_end|>", 1)]),

@@ -29,6 +29,18 @@ def test_answers_and_errors_are_counted_and_remembered(tmp_path):
     assert "ü" in files.output.read_text()
 
 
+def test_a_prompt_counts_once_however_many_answers_it_has(tmp_path):
+    files = opened(tmp_path, samples=3)
+    files.write(
+        [answer("a", 1), answer("a", 2)],
+        [{"row_id": "a", "sample": 0, "dropped": "truncated", "prompt_tokens": 2, "completion_tokens": 3}],
+    )
+    totals = {"answers": 2, "dropped": 1, "prompt_tokens": 2, "completion_tokens": 9}
+    assert files.totals == totals
+    files.close()
+    assert +opened(tmp_path, samples=3).totals == totals
+
+
 def test_a_torn_line_is_taken_out_and_its_row_done_again(tmp_path):
     files = opened(tmp_path)
     files.write([answer("a")], [])
