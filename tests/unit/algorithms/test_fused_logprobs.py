@@ -83,11 +83,11 @@ def test_gradients_equal_finite_differences():
 @pytest.mark.parametrize("count", [0, 1, 127, 1000, 4097, 16384])
 @pytest.mark.parametrize("most", [3, 128, 300, 1150, 20000])
 def test_chunks_are_nearly_alike_and_none_is_too_large(monkeypatch, count, most):
-    monkeypatch.setattr(fused_logprobs, "CHUNK_BYTES", 4 * 50 * most)
-    chunks = fused_logprobs.token_chunks(torch.zeros(count, 2), torch.zeros(50, 2))
+    monkeypatch.setattr(module, "CHUNK_BYTES", 4 * 50 * most)
+    chunks = module.token_chunks(torch.zeros(count, 2), torch.zeros(50, 2))
     assert [position for chunk in chunks for position in range(count)[chunk]] == list(range(count))
     sizes = [chunk.stop - chunk.start for chunk in chunks]
-    assert not sizes or max(sizes) <= most and max(sizes) - min(sizes) <= 2 * 128
+    assert not sizes or (max(sizes) <= most and max(sizes) - min(sizes) <= 2 * 128)
     if most >= 128:
         assert all(chunk.start % 128 == 0 for chunk in chunks)
 
