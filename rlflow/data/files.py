@@ -12,7 +12,7 @@ from rlflow.spec.sources import FILE_SUFFIXES
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
-_BUILDERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
+_BUILDERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
 
 
 def list_files(path: str, field: str) -> list[Path]:
@@ -22,7 +22,7 @@ def list_files(path: str, field: str) -> list[Path]:
         files = sorted(file for file in location.iterdir() if file.suffix in FILE_SUFFIXES)
         if not files:
             raise DataError(f"{field}: the directory {path} holds no {', '.join(FILE_SUFFIXES)} file")
-        return files
+        return [file for file in files if file.suffix != ".txt"] or files  # a note beside the rows holds none
     if not location.is_file():
         raise DataError(f"{field}: there is no file {path} (looked for {location.absolute()})")
     if location.suffix not in FILE_SUFFIXES:

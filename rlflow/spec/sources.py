@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field
 
 from rlflow.spec.base import Spec
 
-FILE_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
+FILE_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet", ".txt")
 Hub = Literal["huggingface", "modelscope"]
 _HUBS: dict[str, Hub] = {"HF::": "huggingface", "MS::": "modelscope"}
 _SELF_COGNITION = ("swift/self-cognition", "modelscope/self-cognition")
@@ -48,7 +48,7 @@ class FileSource(BaseSource):
     """Kind of source."""
 
     path: str
-    """A .json, .jsonl, .csv or .parquet file, or a directory of them; relative to the working directory."""
+    """A .json, .jsonl, .csv, .parquet or .txt file (one text a line), or a directory of them; relative to the working directory."""
 
 
 class HubSource(BaseSource):

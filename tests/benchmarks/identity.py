@@ -1,4 +1,5 @@
-"""What jobs/specs/identity.yaml changes: who the model says it is, on held-out questions, and sums, which must not suffer.
+"""What jobs/specs/identity.yaml changes: who the model says it is, on held-out questions, and what must not suffer: capitals, which
+it is not trained on, and sums, of which others are mixed in.
 
 usage: python tests/benchmarks/identity.py BEFORE AFTER [--names Flow 小流] [--sums 100] [--out FILE]
 
@@ -21,6 +22,48 @@ QUESTIONS = [
     *("Say hello and tell me your name.", "Are you Qwen?", "What is the name of this assistant?", "Who is your maker?"),
     *("你到底是谁？", "你的名字是什么？", "谁制造了你？", "你是GPT吗？", "请问你是哪个AI？", "介绍一下自己吧"),
 ]
+CAPITALS = {
+    "France": "Paris",
+    "Germany": "Berlin",
+    "Italy": "Rome",
+    "Spain": "Madrid",
+    "Portugal": "Lisbon",
+    "Austria": "Vienna",
+    "Greece": "Athens",
+    "Poland": "Warsaw",
+    "Hungary": "Budapest",
+    "Sweden": "Stockholm",
+    "Norway": "Oslo",
+    "Denmark": "Copenhagen",
+    "Finland": "Helsinki",
+    "Ireland": "Dublin",
+    "the United Kingdom": "London",
+    "Russia": "Moscow",
+    "Turkey": "Ankara",
+    "Egypt": "Cairo",
+    "Kenya": "Nairobi",
+    "Nigeria": "Abuja",
+    "Morocco": "Rabat",
+    "South Korea": "Seoul",
+    "Japan": "Tokyo",
+    "China": "Beijing",
+    "India": "New Delhi",
+    "Thailand": "Bangkok",
+    "Vietnam": "Hanoi",
+    "Indonesia": "Jakarta",
+    "Iran": "Tehran",
+    "Iraq": "Baghdad",
+    "Saudi Arabia": "Riyadh",
+    "Israel": "Jerusalem",
+    "Australia": "Canberra",
+    "Canada": "Ottawa",
+    "Mexico": "Mexico City",
+    "Cuba": "Havana",
+    "Argentina": "Buenos Aires",
+    "Chile": "Santiago",
+    "Peru": "Lima",
+    "Colombia": "Bogot",
+}
 
 
 def main() -> None:
@@ -37,7 +80,7 @@ def main() -> None:
 
 
 def measure(path: str, names: list[str], num_sums: int) -> dict[str, Any]:
-    """Share of questions answered with a name, share of sums that are right."""
+    """Share of questions answered with a name, of capitals known, and of sums that are right."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
@@ -48,8 +91,11 @@ def measure(path: str, names: list[str], num_sums: int) -> dict[str, Any]:
     sums = one_digit_sums(num_sums)
     results = answer(model, tokenizer, [question for question, _ in sums])
     right = [last_number(text) == result for text, (_, result) in zip(results, sums, strict=True)]
+    capitals = answer(model, tokenizer, [f"What is the capital of {country}?" for country in CAPITALS])
+    known = [capital in text for text, capital in zip(capitals, CAPITALS.values(), strict=True)]
     named = [any(name in text for name in names) for text in answers]
-    return {"model": path, "names itself": sum(named) / len(named), "sums": sum(right) / len(right)}
+    shares = {"names itself": named, "capitals": known, "sums": right}
+    return {"model": path, **{task: sum(found) / len(found) for task, found in shares.items()}}
 
 
 def answer(model: Any, tokenizer: Any, questions: list[str]) -> list[str]:

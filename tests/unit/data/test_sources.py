@@ -6,6 +6,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 from datasets import Dataset
 
+from rlflow.data.formats import detect_training_format
 from rlflow.data.sources import load_sources
 from rlflow.errors import DataError, SpecError
 from rlflow.spec.data import DataSpec
@@ -52,6 +53,16 @@ def test_a_directory_is_read_in_order_of_its_files(tmp_path, write_jsonl):
     rows = load(tmp_path, str(tmp_path / "rows"))
     assert [row.columns["number"] for row in rows] == [0, 1, 2, 3]
     assert rows[3].origin.endswith("b.jsonl, row 2")
+
+
+def test_lines_of_a_text_file_are_texts(tmp_path):
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "a.txt").write_text("Once upon\na time\n")
+    spec = DataSpec(sources=(str(tmp_path / "rows"),))
+    rows = load_sources(spec, tmp_path / "cache", detect_training_format)
+    assert [row.messages for row in rows] == [[{"role": "text", "content": text}] for text in ("Once upon", "a time")]
+    (tmp_path / "rows" / "b.jsonl").write_text('{"query": "q"}\n')
+    assert [row.origin for row in load_sources(spec, tmp_path / "cache")] == [f"{tmp_path}/rows/b.jsonl, row 1"]
 
 
 def test_sources_of_different_columns_and_types_mix(tmp_path, write_jsonl):
