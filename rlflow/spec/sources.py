@@ -48,7 +48,7 @@ class FileSource(BaseSource):
     """Kind of source."""
 
     path: str
-    """A .json, .jsonl, .csv, .parquet or .txt file (one text a line), or a directory of them; relative to the working directory."""
+    """A .json, .jsonl, .csv, .parquet or .txt file (a text a line), or a directory of them; relative to the working directory."""
 
 
 class HubSource(BaseSource):

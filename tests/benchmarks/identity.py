@@ -1,5 +1,5 @@
-"""What jobs/specs/identity.yaml changes: who the model says it is, on held-out questions, and what must not suffer: capitals, which
-it is not trained on, and sums, of which others are mixed in.
+"""What jobs/specs/identity.yaml changes: who the model says it is, on held-out questions, and what must not suffer: capitals,
+which it is not trained on, and sums, of which others are mixed in.
 
 usage: python tests/benchmarks/identity.py BEFORE AFTER [--names Flow 小流] [--sums 100] [--out FILE]
 

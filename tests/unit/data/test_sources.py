@@ -217,7 +217,7 @@ def test_a_malformed_row_names_file_and_row(tmp_path, write_jsonl):
         ("a.csv", "query,b\n", "a.csv: has no rows"),
         ("a.csv", 'query,b\n1,"\n', "a.csv: cannot be read as csv"),
         ("a.parquet", "nope", "a.parquet: cannot be read as parquet"),
-        ("a.txt", "nope", "does not end in .json"),
+        ("a.doc", "nope", "does not end in .json"),
         ("a.jsonl", '{"x": 1}\n', "a.jsonl, row 1: no messages: its columns are x"),
     ],
 )
