@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from rlflow.actors.reward_samples import PromptRow
+from rlflow.data.hugging_face_hub import retried
 from rlflow.data.order import RowOrder, VisitOrder
 from rlflow.data.rows import Rows
 from rlflow.data.stream import RowStream
@@ -17,6 +18,7 @@ from rlflow.data.streamed_conversations import StreamedConversations
 from rlflow.data.tokenized import PromptSet, tokenize_conversations, tokenize_prompts
 from rlflow.data.tokenized_preferences import tokenize_labelled, tokenize_pairs
 from rlflow.errors import DataError, SpecError
+from rlflow.jobs.adapters import fetch_from_hub
 from rlflow.jobs.earlier_runs import with_answers
 from rlflow.loops.conversations import ConversationLengths
 from rlflow.observe.run_dir import RunDirectory
@@ -60,7 +62,7 @@ def find_tokenizer(job: Job) -> Any:
         return load_tokenizer(path, job.data, trust_remote_code=job.model.trust_remote_code)
     if random.characters is None:
         assert random.tokenizer is not None
-        return load_tokenizer(random.tokenizer, job.data)
+        return load_tokenizer(_random_tokenizer(random.tokenizer), job.data)
     tokenizer = build_character_tokenizer(random.characters)
     set_template(tokenizer, "model.random", job.data)
     return tokenizer
@@ -78,22 +80,21 @@ def model_path(model: ModelSpec, runs: Path, field: str = "model") -> str:
 
 
 def fetch_model(model: ModelSpec, runs: Path, field: str = "model") -> str:
-    """The same, as a path or id that all libraries load alike: a revision, or a model of ModelScope, is downloaded."""
-    path = model_path(model, runs, field)
-    if Path(path).is_dir():
-        return path
-    if model.hub == "modelscope":
-        from rlflow.data.modelscope_hub import download_modelscope_model
+    """The same, as a path or id that all libraries load alike: a revision, or a model of ModelScope, is downloaded.
 
-        return download_modelscope_model(path, model.revision, field)
-    return path if model.revision is None else _download_revision(path, model.revision, field)
+    Raises `SpecError` naming the field if there is no such model, or its hub cannot be reached.
+    """
+    path = model_path(model, runs, field)
+    if model.hub == "huggingface" and model.revision is not None and not Path(path).is_dir():
+        return _download_revision(path, model.revision, field)
+    return fetch_from_hub(path, model.hub, f"{field}.path", revision=model.revision)
 
 
 def _download_revision(path: str, revision: str, field: str) -> str:
     from huggingface_hub import snapshot_download
 
     try:
-        return snapshot_download(path, revision=revision)
+        return retried(lambda: snapshot_download(path, revision=revision))
     except (OSError, ValueError) as error:  # no such model or revision, or no connection
         reason = " ".join(str(error).split())
         raise SpecError(f"{field}.revision: cannot download {path} at {revision}: {reason}") from None
@@ -133,10 +134,18 @@ def _create_random(spec: RandomModelSpec, job: Job, run: RunDirectory) -> str:
     directory = run.path / "initial_model"
     if not (directory / "config.json").is_file():
         characters = spec.characters
-        tokenizer = AutoTokenizer.from_pretrained(spec.tokenizer) if characters is None else build_character_tokenizer(characters)
+        if characters is None:
+            assert spec.tokenizer is not None
+            tokenizer = AutoTokenizer.from_pretrained(_random_tokenizer(spec.tokenizer))
+        else:
+            tokenizer = build_character_tokenizer(characters)
         with _quiet():
             create_random_model(spec, job.model.dtype, tokenizer, directory)
     return str(directory)
+
+
+def _random_tokenizer(name: str) -> str:
+    return fetch_from_hub(name, "huggingface", "model.random.tokenizer")
 
 
 @contextmanager
