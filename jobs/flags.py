@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from rlflow.errors import SpecError
-from rlflow.jobs.adapters import find_run
+from rlflow.jobs.adapters import check_hub, find_run
 from rlflow.spec.rollout import GenerationSpec
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ _SECTIONS = {
     "name": "run.name",
     "runs": "run.dir",
     "dtype": "model.dtype",
+    "hub": "model.hub",
     "data": "data.sources",
     "max_prompt_tokens": "data.max_prompt_tokens",
     "system": "data.system",
@@ -113,6 +114,7 @@ def chat_options(flags: Mapping[str, Any]) -> "ChatOptions":
         raise SpecError(f"--dtype: {flags['dtype']!r} is none of bfloat16, float16 and float32")
     return ChatOptions(
         model=flags["model"],
+        hub=check_hub(flags["hub"], "--hub"),
         adapter=flags["adapter"],
         settings=settings,
         thinking=not flags["no_thinking"],
