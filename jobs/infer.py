@@ -21,7 +21,7 @@ from rlflow.data.rows import Row
 from rlflow.jobs.adapters import merged_model
 from rlflow.jobs.context import JobContext
 from rlflow.jobs.earlier_runs import output_path, with_answers
-from rlflow.jobs.prepare import PreparedModel, cache_dir, engine_settings, prepare_model
+from rlflow.jobs.prepare import PreparedModel, engine_settings, prepare_model, shared_cache_dir
 from rlflow.jobs.rewards import judge_devices, reward_setup, score_on_devices
 from rlflow.loops.infer import InferLoop
 from rlflow.observe.answers import AnswerFiles
@@ -32,7 +32,7 @@ from rlflow.spec.jobs import InferJob
 
 async def run_infer_job(job: InferJob, context: JobContext) -> None:
     """Answer every row, or what an earlier start has left of them."""
-    rows = load_raw_rows(with_answers(job), cache_dir(context.run))
+    rows = load_raw_rows(with_answers(job), shared_cache_dir(context.run))
     model = _prepare(job, context.run)
     devices = infer_devices(job, context.machine.device)
     placement = Placement(job.run.name, devices)

@@ -1,6 +1,7 @@
 """What a run needs before any actor starts: its model's directory, tokenizer and tokenised rows."""
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -171,8 +172,8 @@ def load_rows(job: Job, run: RunDirectory) -> tuple[Rows | RowStream, Rows]:
     from rlflow.data.stream import open_stream
 
     if job.data.streaming is not None:
-        return open_stream(with_answers(job), cache_dir(run), _row_format(job))
-    train, held_out = split_held_out(load_sources(with_answers(job), cache_dir(run), _row_format(job)), job.data)
+        return open_stream(with_answers(job), shared_cache_dir(run), _row_format(job))
+    train, held_out = split_held_out(load_sources(with_answers(job), shared_cache_dir(run), _row_format(job)), job.data)
     if len(train) == 0:
         raise DataError("data.held_out: no row is left to train on")
     return train, held_out
@@ -191,8 +192,16 @@ def _row_format(job: Job) -> Any:
 
 
 def cache_dir(run: RunDirectory) -> Path:
-    """Where tokenised rows lie."""
+    """Where the tokenised windows of a stream lie, which are the run's own."""
     return run.path / "data"
+
+
+def shared_cache_dir(run: RunDirectory) -> Path:
+    """Where Arrow copies of sources and tokenised rows lie: beside the runs, which all use them; the run's own folder if another
+    user has made that one.
+    """
+    shared = run.path.parent / ".cache"
+    return cache_dir(run) if shared.exists() and not os.access(shared, os.W_OK) else shared
 
 
 class PromptRows:
@@ -221,19 +230,19 @@ def prepare_rows(rows: Rows | RowStream, tokenizer: Any, job: Job, run: RunDirec
     if isinstance(rows, RowStream) or not isinstance(job, RolloutJob | PreferenceJob):
         return prepare_conversations(rows, tokenizer, job, run)
     if isinstance(job, RolloutJob):
-        return PromptRows(tokenize_prompts(rows, tokenizer, job.data, cache_dir(run)))
+        return PromptRows(tokenize_prompts(rows, tokenizer, job.data, shared_cache_dir(run)))
     tokenize = tokenize_labelled if isinstance(job, KtoJob) else tokenize_pairs
-    return tokenize(rows, tokenizer, job.data, cache_dir(run))
+    return tokenize(rows, tokenizer, job.data, shared_cache_dir(run))
 
 
 def prepare_conversations(rows: Rows | RowStream, tokenizer: Any, job: Job, run: RunDirectory) -> Any:
-    """Tokenise conversations, or map what an earlier start of the run has tokenised; of a stream the first window.
+    """Tokenise conversations, or map what an earlier start or run has tokenised; of a stream the first window.
 
     Raises `DataError` for the first bad row.
     """
     if isinstance(rows, RowStream):
         return StreamedConversations(rows, tokenizer, job.data, cache_dir(run))
-    return tokenize_conversations(rows, tokenizer, job.data, cache_dir(run))
+    return tokenize_conversations(rows, tokenizer, job.data, shared_cache_dir(run))
 
 
 def row_order(rows: Any, job: Job) -> VisitOrder:
