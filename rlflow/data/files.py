@@ -31,8 +31,8 @@ def list_files(path: str, field: str) -> list[Path]:
 
 
 def load_file(file: Path, cache_dir: Path) -> "Dataset":
-    """The rows of a file, memory-mapped from an Arrow copy under `cache_dir`; an earlier one is used again for the same path, size
-    and time of change.
+    """The rows of a file, memory-mapped from an Arrow copy under `cache_dir`; an earlier one is used again for the same path,
+    size and time of change.
 
     Raises:
         DataError: the file cannot be read; names the row where that is known.
