@@ -4,16 +4,28 @@ import shutil
 from dataclasses import asdict
 from pathlib import Path
 
+from rlflow.data.hugging_face_hub import find_hub_model
+from rlflow.data.modelscope_hub import check_modelscope, download_modelscope_model
 from rlflow.errors import SpecError
 from rlflow.observe.durable import write_json
 from rlflow.observe.run_dir import RunDirectory
+from rlflow.spec.sources import Hub
 
 ADAPTER_CONFIG = "adapter_config.json"
 CHECK_FILE = "merge_check.json"
 
 
-def find_model(name: str, runs: Path) -> str:
-    """The directory of a run's model, a directory, or a hub id. Raises `SpecError`."""
+def find_model(name: str, runs: Path, hub: Hub = "huggingface") -> str:
+    """The directory of a run's model, a directory, or an id of the Hugging Face hub; a model of ModelScope is downloaded.
+
+    Raises:
+        SpecError: there is no such model, or its hub cannot be reached.
+    """
+    return local_model(name, runs) or fetch_from_hub(name, hub, "model")
+
+
+def local_model(name: str, runs: Path) -> str | None:
+    """The directory of a run's model, or a directory; None for what may be the id of a hub. Raises `SpecError` for all else."""
     run = find_run(name, runs)
     if run is not None:
         newest = run.newest_model()
@@ -27,7 +39,25 @@ def find_model(name: str, runs: Path) -> str:
         return str(path.absolute())
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise SpecError(f"model: {name} is no run in {runs}, no directory and no hub id")
-    return name
+    return None
+
+
+def check_hub(hub: str, flag: str) -> Hub:
+    """The hub that a flag names. Raises `SpecError` if there is none of this name, or its package is missing."""
+    if hub not in ("huggingface", "modelscope"):
+        raise SpecError(f"{flag}: {hub!r} is neither huggingface nor modelscope")
+    if hub == "modelscope":
+        check_modelscope(flag)
+    return hub
+
+
+def fetch_from_hub(path: str, hub: Hub, field: str, *, revision: str | None = None) -> str:
+    """A directory, as it is; else the id that the Hugging Face hub has, or the directory to which a model of ModelScope was
+    downloaded (at `revision`). Raises `SpecError` naming the `field` of the model.
+    """
+    if Path(path).is_dir():
+        return path
+    return download_modelscope_model(path, revision, field) if hub == "modelscope" else find_hub_model(path, field)
 
 
 def find_adapter(name: str, runs: Path) -> Path:

@@ -25,6 +25,7 @@ from rlflow.rollout.engine import RolloutEngine
 from rlflow.rollout.model_settings import with_model_settings
 from rlflow.spec.data import DataSpec
 from rlflow.spec.rollout import GenerationSpec
+from rlflow.spec.sources import Hub
 
 _LONGEST_CONTEXT = 8192
 """Tokens, where neither the model nor the user wants fewer."""
@@ -35,6 +36,7 @@ class ChatOptions:
     """What the command line says."""
 
     model: str
+    hub: Hub
     adapter: str | None
     settings: GenerationSpec
     thinking: bool
@@ -185,7 +187,7 @@ class Chat:
 
 def _model_path(options: ChatOptions, stack: ExitStack) -> str:
     """The model; with adapters merged into it in a folder that goes with the chat."""
-    model = find_model(options.model, options.runs)
+    model = find_model(options.model, options.runs, options.hub)
     if options.adapter is None:
         return model
     adapter = find_adapter(options.adapter, options.runs)

@@ -3,11 +3,21 @@
 import json
 import shutil
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
-from rlflow.errors import SpecError
-from rlflow.jobs.adapters import ADAPTER_CONFIG, find_adapter, find_model, find_run, merge_to, tokenizer_source
+from rlflow.data.hugging_face_hub import retried, transport_errors
+from rlflow.errors import HubError, SpecError
+from rlflow.jobs.adapters import (
+    ADAPTER_CONFIG,
+    check_hub,
+    fetch_from_hub,
+    find_adapter,
+    find_model,
+    find_run,
+    merge_to,
+    tokenizer_source,
+)
+from rlflow.spec.sources import Hub
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,12 +31,9 @@ class Source:
 
 def check_options(push: str | None, hub: str, token: str | None, private: bool, dtype: str | None) -> None:
     """Raises `SpecError` for what no export can mean, before anything is written."""
-    if hub not in ("huggingface", "modelscope"):
-        raise SpecError(f"--hub: {hub!r} is neither huggingface nor modelscope")
+    check_hub(hub, "--hub")
     if push is None and (token is not None or private or hub != "huggingface"):
         raise SpecError("--token, --private, --hub: say where to with --push REPO")
-    if push is not None and hub == "modelscope" and find_spec("modelscope") is None:
-        raise SpecError("--hub modelscope: needs the package modelscope: pip install modelscope")
     if dtype not in (None, "bfloat16", "float16", "float32"):
         raise SpecError(f"--dtype: {dtype!r} is none of bfloat16, float16 and float32")
 
@@ -35,6 +42,7 @@ def export(
     source: str,
     output: Path,
     *,
+    source_hub: Hub = "huggingface",
     adapter: str | None = None,
     merge: bool | None = None,
     dtype: str | None = None,
@@ -46,7 +54,7 @@ def export(
     A run's model, whose adapters training has merged, is copied; `merge` merges its adapters anew, and checks. Adapters given
     otherwise are merged, unless `merge` is False: then they are copied alone.
     """
-    found = _find(source, adapter, merge, runs)
+    found = _find(source, source_hub, adapter, merge, runs)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise SpecError(f"--output: {output} exists and is not an empty directory; choose another, or remove it")
     beside = output.with_name(f".{output.name}.part")
@@ -62,28 +70,28 @@ def export(
     return [*lines, f"written: {output} ({len(files)} files, {sum(path.stat().st_size for path in files) / 1e6:,.1f} MB)"]
 
 
-def _find(source: str, adapter: str | None, merge: bool | None, runs: Path) -> Source:
+def _find(source: str, hub: Hub, adapter: str | None, merge: bool | None, runs: Path) -> Source:
     if adapter is not None:
         found = find_adapter(adapter, runs)
-        return Source(None, found) if merge is False else Source(find_model(source, runs), found)
+        return Source(None, found) if merge is False else Source(find_model(source, runs, hub), found)
     run = find_run(source, runs)
     if run is not None and merge is None:
         return Source(find_model(source, runs), None)
     if run is None and not (Path(source).expanduser() / ADAPTER_CONFIG).is_file():
         if merge is not None:
             raise SpecError(f"--merge: {source} has no adapters; name them with --adapter")
-        return Source(find_model(source, runs), None)
+        return Source(find_model(source, runs, hub), None)
     found = find_adapter(source, runs)
-    return Source(None if merge is False else _base_of(found), found)
+    return Source(None if merge is False else _base_of(found, hub), found)
 
 
-def _base_of(adapter: Path) -> str:
+def _base_of(adapter: Path, hub: Hub) -> str:
     base = json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
     if not base:
         raise SpecError(f"{adapter / ADAPTER_CONFIG} names no base model; give it: rlflow export MODEL --adapter {adapter}")
     if base.startswith(("/", ".")) and not Path(base).is_dir():
         raise SpecError(f"{adapter}: its base model {base} is not here; give it: rlflow export MODEL --adapter {adapter}")
-    return base
+    return fetch_from_hub(base, hub, f"base model of {adapter}")
 
 
 def _write(found: Source, directory: Path, dtype: str | None, max_shard_size: str | None) -> list[str]:
@@ -130,4 +138,7 @@ def _local(model: str) -> Path:
         return Path(model)
     from huggingface_hub import snapshot_download
 
-    return Path(snapshot_download(model))
+    try:
+        return Path(retried(lambda: snapshot_download(model)))
+    except (OSError, *transport_errors()) as error:
+        raise HubError(f"model: cannot download {model}: {' '.join(str(error).split())}") from None

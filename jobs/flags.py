@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from rlflow.errors import SpecError, UserError
-from rlflow.jobs.adapters import find_model, find_run
+from rlflow.jobs.adapters import check_hub, find_run, local_model
 from rlflow.spec.rollout import GenerationSpec
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ _SECTIONS = {
     "name": "run.name",
     "runs": "run.dir",
     "dtype": "model.dtype",
+    "hub": "model.hub",
     "data": "data.sources",
     "max_prompt_tokens": "data.max_prompt_tokens",
     "system": "data.system",
@@ -46,7 +47,7 @@ def infer_document(model: str, flags: Mapping[str, Any]) -> dict[str, Any]:
     runs = Path(flags["runs"])
     is_run = find_run(model, runs) is not None
     if not is_run:
-        find_model(model, runs)
+        local_model(model, runs)
     document: dict[str, Any] = {
         "kind": "infer",
         "run": {"name": default_name(flags["output"])},
@@ -128,6 +129,7 @@ def chat_options(flags: Mapping[str, Any]) -> "ChatOptions":
         raise SpecError(f"--dtype: {flags['dtype']!r} is none of bfloat16, float16 and float32")
     return ChatOptions(
         model=flags["model"],
+        hub=check_hub(flags["hub"], "--hub"),
         adapter=flags["adapter"],
         settings=settings,
         thinking=not flags["no_thinking"],

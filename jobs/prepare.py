@@ -1,6 +1,7 @@
 """What a run needs before any actor starts: its model's directory, tokenizer and tokenised rows."""
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from rlflow.actors.reward_samples import PromptRow
+from rlflow.data.hugging_face_hub import retried
 from rlflow.data.order import RowOrder, VisitOrder
 from rlflow.data.raw_rows import RawRows, load_raw_rows
 from rlflow.data.rows import Rows
@@ -19,6 +21,7 @@ from rlflow.data.thinking import opened_thinking
 from rlflow.data.tokenized import PromptSet, tokenize_conversations, tokenize_prompts
 from rlflow.data.tokenized_preferences import tokenize_labelled, tokenize_pairs
 from rlflow.errors import DataError, SpecError
+from rlflow.jobs.adapters import fetch_from_hub
 from rlflow.jobs.earlier_runs import with_answers
 from rlflow.loops.conversations import ConversationLengths
 from rlflow.observe.run_dir import RunDirectory
@@ -67,7 +70,7 @@ def find_tokenizer(job: Job) -> Any:
         return load_tokenizer(path, job.data, trust_remote_code=job.model.trust_remote_code)
     if random.characters is None:
         assert random.tokenizer is not None
-        return load_tokenizer(random.tokenizer, job.data)
+        return load_tokenizer(_random_tokenizer(random.tokenizer), job.data)
     tokenizer = build_character_tokenizer(random.characters)
     set_template(tokenizer, "model.random", job.data)
     return tokenizer
@@ -85,22 +88,21 @@ def model_path(model: ModelSpec, runs: Path, field: str = "model") -> str:
 
 
 def fetch_model(model: ModelSpec, runs: Path, field: str = "model") -> str:
-    """The same, as a path or id that all libraries load alike: a revision, or a model of ModelScope, is downloaded."""
-    path = model_path(model, runs, field)
-    if Path(path).is_dir():
-        return path
-    if model.hub == "modelscope":
-        from rlflow.data.modelscope_hub import download_modelscope_model
+    """The same, as a path or id that all libraries load alike: a revision, or a model of ModelScope, is downloaded.
 
-        return download_modelscope_model(path, model.revision, field)
-    return path if model.revision is None else _download_revision(path, model.revision, field)
+    Raises `SpecError` naming the field if there is no such model, or its hub cannot be reached.
+    """
+    path = model_path(model, runs, field)
+    if model.hub == "huggingface" and model.revision is not None and not Path(path).is_dir():
+        return _download_revision(path, model.revision, field)
+    return fetch_from_hub(path, model.hub, f"{field}.path", revision=model.revision)
 
 
 def _download_revision(path: str, revision: str, field: str) -> str:
     from huggingface_hub import snapshot_download
 
     try:
-        return snapshot_download(path, revision=revision)
+        return retried(lambda: snapshot_download(path, revision=revision))
     except (OSError, ValueError) as error:  # no such model or revision, or no connection
         reason = " ".join(str(error).split())
         raise SpecError(f"{field}.revision: cannot download {path} at {revision}: {reason}") from None
@@ -140,10 +142,18 @@ def _create_random(spec: RandomModelSpec, job: Job, run: RunDirectory) -> str:
     directory = run.path / "initial_model"
     if not (directory / "config.json").is_file():
         characters = spec.characters
-        tokenizer = AutoTokenizer.from_pretrained(spec.tokenizer) if characters is None else build_character_tokenizer(characters)
+        if characters is None:
+            assert spec.tokenizer is not None
+            tokenizer = AutoTokenizer.from_pretrained(_random_tokenizer(spec.tokenizer))
+        else:
+            tokenizer = build_character_tokenizer(characters)
         with _quiet():
             create_random_model(spec, job.model.dtype, tokenizer, directory)
     return str(directory)
+
+
+def _random_tokenizer(name: str) -> str:
+    return fetch_from_hub(name, "huggingface", "model.random.tokenizer")
 
 
 @contextmanager
@@ -169,8 +179,8 @@ def load_rows(job: Job, run: RunDirectory) -> tuple[Rows | RowStream, Rows]:
     from rlflow.data.stream import open_stream
 
     if job.data.streaming is not None:
-        return open_stream(with_answers(job), cache_dir(run), row_format(job))
-    train, held_out = split_held_out(load_sources(with_answers(job), cache_dir(run), row_format(job)), job.data)
+        return open_stream(with_answers(job), shared_cache_dir(run), row_format(job))
+    train, held_out = split_held_out(load_sources(with_answers(job), shared_cache_dir(run), row_format(job)), job.data)
     if len(train) == 0:
         raise DataError("data.held_out: no row is left to train on")
     return train, held_out
@@ -181,7 +191,7 @@ def load_questions(job: InferJob, run: RunDirectory) -> RawRows:
 
     Raises `DataError`; also if they are not those that the run began with, as rows are known by their place in them.
     """
-    rows = load_raw_rows(with_answers(job), cache_dir(run))
+    rows = load_raw_rows(with_answers(job), shared_cache_dir(run))
     began_with = run.read_rows()
     digests = rows.digests() if began_with is not None else {}
     changed = [name for name, digest in digests.items() if began_with is not None and began_with.get(name) != digest]
@@ -206,8 +216,16 @@ def row_format(job: Job) -> Any:
 
 
 def cache_dir(run: RunDirectory) -> Path:
-    """Where tokenised rows lie."""
+    """Where the tokenised windows of a stream lie, which are the run's own."""
     return run.path / "data"
+
+
+def shared_cache_dir(run: RunDirectory) -> Path:
+    """Where Arrow copies of sources and tokenised rows lie: beside the runs, which all use them; the run's own folder if another
+    user has made that one.
+    """
+    shared = run.path.parent / ".cache"
+    return cache_dir(run) if shared.exists() and not os.access(shared, os.W_OK) else shared
 
 
 class PromptRows:
@@ -237,19 +255,19 @@ def prepare_rows(rows: Rows | RowStream, tokenizer: Any, job: Job, run: RunDirec
     if isinstance(rows, RowStream) or not isinstance(job, RolloutJob | PreferenceJob):
         return prepare_conversations(rows, tokenizer, job, run)
     if isinstance(job, RolloutJob):
-        return PromptRows(tokenize_prompts(rows, tokenizer, job.data, cache_dir(run)))
+        return PromptRows(tokenize_prompts(rows, tokenizer, job.data, shared_cache_dir(run)))
     tokenize = tokenize_labelled if isinstance(job, KtoJob) else tokenize_pairs
-    return tokenize(rows, tokenizer, job.data, cache_dir(run))
+    return tokenize(rows, tokenizer, job.data, shared_cache_dir(run))
 
 
 def prepare_conversations(rows: Rows | RowStream, tokenizer: Any, job: Job, run: RunDirectory) -> Any:
-    """Tokenise conversations, or map what an earlier start of the run has tokenised; of a stream the first window.
+    """Tokenise conversations, or map what an earlier start or run has tokenised; of a stream the first window.
 
     Raises `DataError` for the first bad row.
     """
     if isinstance(rows, RowStream):
         return StreamedConversations(rows, tokenizer, job.data, cache_dir(run))
-    return tokenize_conversations(rows, tokenizer, job.data, cache_dir(run))
+    return tokenize_conversations(rows, tokenizer, job.data, shared_cache_dir(run))
 
 
 def row_order(rows: Any, job: Job) -> VisitOrder:

@@ -26,7 +26,7 @@ from rlflow.data.rows import Rows
 from rlflow.data.stream import RowStream
 from rlflow.errors import DataError
 from rlflow.jobs.earlier_runs import with_answers
-from rlflow.jobs.prepare import cache_dir, find_tokenizer, load_questions, load_rows, row_format, run_directory
+from rlflow.jobs.prepare import find_tokenizer, load_questions, load_rows, row_format, run_directory, shared_cache_dir
 from rlflow.spec.jobs import InferJob, Job, KtoJob, PreferenceJob, RolloutJob, SftJob
 from rlflow.spec.load import load_job
 
@@ -64,7 +64,7 @@ def _load(job: Job) -> tuple[Rows, Rows | None, str]:
     try:
         rows, held_out = load_rows(job, run)
     except DataError:
-        raw = load_raw_rows(with_answers(job), cache_dir(run), row_format(job))
+        raw = load_raw_rows(with_answers(job), shared_cache_dir(run), row_format(job))
         if not any(_is_unreadable(raw, index) for index in range(len(raw))):
             raise
         return raw, None, f"{len(raw)} rows, of which some cannot be read"

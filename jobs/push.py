@@ -1,9 +1,8 @@
 """Uploading a model directory to a hub. The token is never part of a message."""
 
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 
+from rlflow.data.hugging_face_hub import transport_errors
 from rlflow.errors import HubError, SpecError, UserError
 
 _REFUSED = (401, 403)
@@ -39,7 +38,7 @@ def _to_huggingface(directory: Path, repository: str, token: str | None, private
                 f"--push {repository}: the hub refuses the token; set HF_TOKEN or --token to one that may write"
             ) from None
         raise HubError(f"--push {repository}: {_line(error)}") from None
-    except (*_transport_errors(), OSError) as error:
+    except (*transport_errors(), OSError) as error:
         raise HubError(f"--push {repository}: {type(error).__name__}: {_line(error)}") from None
 
 
@@ -55,11 +54,6 @@ def _to_modelscope(directory: Path, repository: str, token: str | None, private:
     except Exception as error:  # its exceptions share no base
         raise HubError(f"--push {repository}: {type(error).__name__}: {_line(error)}") from None
     return f"https://modelscope.cn/models/{repository}"
-
-
-def _transport_errors() -> tuple[type[Exception], ...]:
-    """Errors of the HTTP library below huggingface_hub: httpx up to its version 1, httpx2 from 2 on."""
-    return tuple(import_module(name).HTTPError for name in ("httpx", "httpx2") if find_spec(name))
 
 
 def _line(error: Exception) -> str:

@@ -5,6 +5,7 @@ from typing import Literal
 
 from rlflow.actors.reward import RewardSetup
 from rlflow.errors import SpecError
+from rlflow.jobs.adapters import fetch_from_hub
 from rlflow.jobs.context import JobContext
 from rlflow.jobs.prepare import PreparedModel, fetch_model
 from rlflow.spec.jobs import InferJob, RolloutJob
@@ -48,8 +49,8 @@ def find_reward_models(job: RolloutJob | InferJob) -> tuple[RewardSpec, ...]:
             path = fetch_model(job.model.other(reward), Path(job.run.dir), f"rewards[{index}]")
             found[index] = reward.model_copy(update={"path": path, "from_run": None, "hub": "huggingface"})
     for index, (judge, _) in judges_in_engines(job.rewards).items():
-        if Path(judge.model).is_dir():
-            found[index] = judge.model_copy(update={"model": str(Path(judge.model).absolute())})
+        path = fetch_from_hub(judge.model, "huggingface", f"rewards[{index}].model")
+        found[index] = judge.model_copy(update={"model": str(Path(path).absolute()) if Path(path).is_dir() else path})
     return tuple(found.values())
 
 

@@ -160,6 +160,7 @@ def data(
 @app.command()
 def chat(
     model: Annotated[str, typer.Argument(metavar="MODEL", show_default=False, help="A run, a directory or a hub id.")],
+    hub: Annotated[str, typer.Option(help="Where MODEL is an id: huggingface or modelscope.")] = "huggingface",
     adapter: Annotated[str | None, typer.Option(metavar="RUN|PATH", help="Adapters to merge first.")] = None,
     no_thinking: Annotated[bool, typer.Option("--no-thinking", help="Have the chat template switch thinking off.")] = False,
     response_prefix: Annotated[str, typer.Option(metavar="TEXT", help=r"Begins every answer; \n is a line break.")] = "",
@@ -204,6 +205,7 @@ def infer(
         typer.Option("--data", metavar="SOURCE", help="Rows to answer: a file or data set, such as a.jsonl#500."),
     ] = None,
     output: Annotated[str | None, typer.Option(metavar="FILE", help="Where the answers go (.jsonl).")] = None,
+    hub: Annotated[str | None, typer.Option(help="Where MODEL is an id: huggingface or modelscope.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Longest answer, in tokens (2048).")] = None,
     max_prompt_tokens: Annotated[int | None, typer.Option(help="Longest prompt, in tokens (1024).")] = None,
     temperature: Annotated[float | None, typer.Option(help="0: greedy. Default: the model's own.")] = None,
@@ -246,12 +248,13 @@ def export(
         str, typer.Argument(metavar="RUN|PATH", show_default=False, help="A run, a model or adapter directory, or a hub id.")
     ],
     output: Annotated[Path, typer.Option(metavar="DIR", show_default=False, help="A new directory.")],
+    source_hub: Annotated[str, typer.Option(help="Where RUN|PATH is an id: huggingface or modelscope.")] = "huggingface",
     adapter: Annotated[str | None, typer.Option(metavar="RUN|PATH", help="Adapters to merge into the model.")] = None,
     merge: Annotated[
         bool | None, typer.Option("--merge/--no-merge", help="Merge adapters into their base, or write them alone.")
     ] = None,
     push: Annotated[str | None, typer.Option(metavar="REPO", help="Upload to this repository too.")] = None,
-    hub: Annotated[str, typer.Option(help="huggingface or modelscope.")] = "huggingface",
+    hub: Annotated[str, typer.Option(help="Where to push: huggingface or modelscope.")] = "huggingface",
     token: Annotated[
         str | None, typer.Option(show_default=False, show_envvar=False, help="Of the hub; default: HF_TOKEN, or as logged in.")
     ] = None,
@@ -261,12 +264,23 @@ def export(
     runs: Annotated[Path, typer.Option(help="Folder of all runs.")] = Path("runs"),
 ) -> None:
     """Write a run's or another model as a directory (adapters merged), and upload it."""
+    from rlflow.jobs.adapters import check_hub
     from rlflow.jobs.export import check_options
     from rlflow.jobs.export import export as write_model
     from rlflow.jobs.push import push as upload
 
     check_options(push, hub, token, private, dtype)
-    for line in write_model(source, output, adapter=adapter, merge=merge, dtype=dtype, max_shard_size=max_shard_size, runs=runs):
+    lines = write_model(
+        source,
+        output,
+        source_hub=check_hub(source_hub, "--source-hub"),
+        adapter=adapter,
+        merge=merge,
+        dtype=dtype,
+        max_shard_size=max_shard_size,
+        runs=runs,
+    )
+    for line in lines:
         print(line)
     if push is not None:
         print(f"pushed: {upload(output, push, hub=hub, token=token, private=private)}")

@@ -2,8 +2,10 @@
 
 import hashlib
 import json
-import os
+import uuid
 from collections.abc import Iterable
+from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
 
 _VERSION = 3
 _SOURCE_ROWS = b"source_rows"
+_LIBRARIES = ("transformers", "tokenizers", "jinja2")
+"""Those that render and tokenise."""
 
 
 def fingerprint(rows_fingerprint: str, tokenizer: "PreTrainedTokenizerBase", settings: dict[str, Any]) -> str:
@@ -33,10 +37,31 @@ def fingerprint(rows_fingerprint: str, tokenizer: "PreTrainedTokenizerBase", set
     return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
 
 
+def shared_name(kind: str, rows_fingerprint: str, tokenizer: "PreTrainedTokenizerBase", settings: dict[str, Any]) -> str:
+    """Name of a file that any run may use: it also changes with the code and the libraries that make token sequences."""
+    made_by = {
+        "code": _code_digest(),
+        "libraries": {name: version(name) for name in _LIBRARIES},
+        "tokenizer": [type(tokenizer).__qualname__, getattr(tokenizer, "split_special_tokens", False)],
+    }
+    return f"{kind}-{fingerprint(rows_fingerprint, tokenizer, {'settings': settings, 'made_by': made_by})}.arrow"
+
+
+@cache
+def _code_digest() -> str:
+    """Of the modules beside this one."""
+    digest = hashlib.blake2b(digest_size=12)
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(file.name.encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
 def write_arrow(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch], source_rows: int) -> None:
-    """Write the batches; the file gets its name when it is whole. `source_rows`: rows before dropping."""
+    """Write the batches; the file gets its name when it is whole, and one of this name that another process has written meanwhile
+    is left alone. `source_rows`: rows before dropping.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(f".{os.getpid()}.tmp")
+    unfinished = path.with_suffix(f".{uuid.uuid4().hex}.tmp")
     metadata = {_SOURCE_ROWS: str(source_rows).encode()}
     try:
         with (
@@ -45,7 +70,8 @@ def write_arrow(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]
         ):
             for batch in batches:
                 writer.write_batch(batch)
-        unfinished.rename(path)
+        if not path.exists():  # a rename would take it from under processes of other nodes that have mapped it
+            unfinished.rename(path)
     finally:
         unfinished.unlink(missing_ok=True)
 

@@ -31,12 +31,13 @@ def list_files(path: str, field: str) -> list[Path]:
 
 
 def load_file(file: Path, cache_dir: Path) -> "Dataset":
-    """The rows of a file, memory-mapped from an Arrow copy under `cache_dir`.
+    """The rows of a file, memory-mapped from an Arrow copy under `cache_dir`; an earlier one is used again for the same path,
+    size and time of change.
 
     Raises:
         DataError: the file cannot be read; names the row where that is known.
     """
-    return _open_file(file, cache_dir=str(cache_dir))
+    return _open_file(file, cache_dir=str(cache_dir / f"files-{file.stat().st_size}"))  # datasets itself knows path and time
 
 
 def stream_file(file: Path) -> "IterableDataset":

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def check_modelscope(field: str) -> None:
-    """Raise `SpecError` if the package is missing; `field` is the field `hub` that asks for it."""
+    """Raise `SpecError` if the package is missing; `field` is the field or flag that asks for it."""
     if find_spec("modelscope") is None:
         raise SpecError(f"{field}: ModelScope needs its package, which is not installed: pip install modelscope")
 
@@ -35,12 +35,16 @@ def load_modelscope_dataset(name: str, subset: str | None, split: str, cache_dir
 
 
 def download_modelscope_model(name: str, revision: str | None, field: str) -> str:
-    """The directory of a model, downloaded if it is not there yet. Raises `SpecError` naming the model's `field`."""
-    check_modelscope(f"{field}.hub")
+    """The directory of a model, downloaded if it is not there yet.
+
+    Raises:
+        SpecError: it cannot be had, or the package is missing; names the model's `field`.
+    """
+    check_modelscope(field)
     from modelscope import snapshot_download  # pyright: ignore[reportMissingImports]
 
     try:
         return snapshot_download(name, **({"revision": revision} if revision else {}))
     except Exception as error:  # the package's errors have no common base
         reason = str(error).partition("\n")[0]
-        raise SpecError(f"{field}.path: cannot download {name} from ModelScope: {reason}") from None
+        raise SpecError(f"{field}: cannot download {name} from ModelScope: {reason}") from None

@@ -48,8 +48,8 @@ class Part:
         return f"{self.name}, row {position + 1 if self.numbers is None else self.numbers[position]}"
 
     def fingerprint(self) -> bytes:
-        """Digest of the name and content: the same for the same rows, wherever they are cached."""
-        digest = hashlib.blake2b(self.name.encode(), digest_size=16)
+        """Digest of the name, the content and how it is read: the same for the same rows, wherever they are cached."""
+        digest = hashlib.blake2b(f"{self.name}\0{self.format}".encode(), digest_size=16)
         table = self.dataset.data.table
         digest.update(repr(table.schema.remove_metadata()).encode())
         for batch in table.to_batches():

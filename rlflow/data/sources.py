@@ -1,6 +1,7 @@
 """Sources of a spec -> rows: loading, renaming, format detection, sampling and mixing."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,6 +9,7 @@ import numpy as np
 
 from rlflow.data.files import list_files, load_file, quiet_datasets
 from rlflow.data.formats import detect_format
+from rlflow.data.hugging_face_hub import retried
 from rlflow.data.modelscope_hub import load_modelscope_dataset
 from rlflow.data.puzzles import generate_puzzles
 from rlflow.data.rows import Format, Part, Rows
@@ -99,7 +101,7 @@ def list_subsets(source: HubSource, field: str) -> Sequence[str | None]:
     from datasets import get_dataset_config_names
 
     try:
-        names = get_dataset_config_names(source.id)
+        names = retried(lambda: get_dataset_config_names(source.id))
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
         raise DataError(f"{field}.subset: cannot list the subsets of {source.id}: {reason}") from None
@@ -127,7 +129,8 @@ def load_hugging_face_dataset(
 
     try:
         with quiet_datasets():
-            return datasets.load_dataset(name, subset, split=split, cache_dir=str(cache_dir), streaming=streaming)
+            options = {"split": split, "cache_dir": str(cache_dir), "streaming": streaming}
+            return retried(partial(datasets.load_dataset, name, subset, **options))
     except (DatasetsError, OSError, ValueError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
         shown = f"{name}:{subset}" if subset else name

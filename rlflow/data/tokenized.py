@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rlflow.data.arrow_file import fingerprint, map_arrow, write_arrow
+from rlflow.data.arrow_file import map_arrow, shared_name, write_arrow
 from rlflow.data.chat import prompt_messages, render
 from rlflow.data.loss_weights import base_weight, weigh_text, weigh_tokens
 from rlflow.data.messages import Message
@@ -130,7 +130,7 @@ def tokenize_prompts(rows: Rows, tokenizer: "PreTrainedTokenizerBase", spec: Dat
         DataError: a row is malformed, or longer than `data.max_prompt_tokens` (unless dropped).
     """
     settings = spec.model_dump(include={"chat_template_kwargs", "system", "max_prompt_tokens", "overlong"})
-    path = Path(cache_dir) / f"prompts-{fingerprint(rows.fingerprint(), tokenizer, settings)}.arrow"
+    path = Path(cache_dir) / shared_name("prompts", rows.fingerprint(), tokenizer, settings)
     if not path.exists():
         write_arrow(path, _PROMPT_SCHEMA, _tokenize_prompts(rows, tokenizer, spec), len(rows))
     prompts = PromptSet(path, rows, spec)
@@ -147,7 +147,7 @@ def tokenize_conversations(
         DataError: a row is malformed, trains nothing, or is longer than `data.max_tokens` (unless dropped or cut).
     """
     settings = spec.model_dump(include=CONVERSATION_SETTINGS)
-    path = Path(cache_dir) / f"conversations-{fingerprint(rows.fingerprint(), tokenizer, settings)}.arrow"
+    path = Path(cache_dir) / shared_name("conversations", rows.fingerprint(), tokenizer, settings)
     conversations = write_conversations(path, rows, tokenizer, spec)
     if len(rows) and not len(conversations):
         raise _nothing_left("max_tokens", spec.max_tokens)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlflow.data.arrow_file import fingerprint, write_arrow
+from rlflow.data.arrow_file import shared_name, write_arrow
 from rlflow.data.messages import Message
 from rlflow.data.preferences import Labelled, answer_of, prompt_of
 from rlflow.data.rows import Rows
@@ -70,9 +70,7 @@ def _tokenize(
     if spec.loss == "default":  # only the answer is compared, not the turns before it
         spec = spec.model_copy(update={"loss": "last_round"})
     settings = spec.model_dump(include={"chat_template_kwargs", "system", "max_tokens", "overlong", "loss", "ignore_empty_think"})
-    formats = [type(part.format).__name__ for part in rows.parts]
-    digest = fingerprint(rows.fingerprint(), tokenizer, {**settings, "formats": formats})
-    path = Path(cache_dir) / f"{name}-{digest}.arrow"
+    path = Path(cache_dir) / shared_name(name, rows.fingerprint(), tokenizer, settings)
     if not path.exists():
         found = list(units)
         write_arrow(path, CONVERSATION_SCHEMA, _batches(found, tokenizer, spec), 2 * len(found))

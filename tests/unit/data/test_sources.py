@@ -1,11 +1,15 @@
 import csv
+import json
+import os
 import sys
 from collections import Counter
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
 from datasets import Dataset
 
+from rlflow.data.files import load_file
 from rlflow.data.formats import detect_training_format
 from rlflow.data.sources import load_sources
 from rlflow.errors import DataError, SpecError
@@ -233,6 +237,21 @@ def test_a_data_set_that_is_not_there_names_the_field(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(DataError, match=r"data.sources\[0\].id: cannot load org/none:sub, split train: "):
         load(tmp_path, "org/none:sub")
+
+
+def test_the_copy_of_a_file_is_used_again_only_if_path_size_and_time_are_the_same(tmp_path, monkeypatch):
+    def read(folder, text, time_s=1_000):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        monkeypatch.chdir(tmp_path / folder)
+        Path("rows.jsonl").write_text(json.dumps({"query": text}) + "\n")
+        os.utime("rows.jsonl", (time_s, time_s))
+        return load_file(Path("rows.jsonl"), tmp_path / "cache")[0]["query"]
+
+    assert read("a", "one") == "one"
+    assert read("b", "two") == "two", "another folder"
+    assert read("a", "three") == "three", "another size"
+    assert read("a", "other", time_s=2_000) == "other", "another time"
+    assert read("a", "OTHER", time_s=2_000) == "other", "the copy is not used again"
 
 
 def test_puzzles_have_distinct_prompts_from_the_template(tmp_path):

@@ -1,10 +1,13 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from rlflow.data import arrow_file
+from rlflow.data.arrow_file import map_arrow, write_arrow
 from rlflow.data.chat import render_prompt
 from rlflow.data.formats import detect_training_format
 from rlflow.data.loss_weights import encode_conversation
@@ -98,6 +101,42 @@ def test_other_inputs_give_another_file(tmp_path, path, write_jsonl, characters,
         rows, spec = load(tmp_path, path, **fields)
         files.add(tokenize_conversations(rows, characters, spec, tmp_path / "tokens").path)
     assert len(files) == 7
+
+
+def test_other_code_libraries_and_formats_give_another_file(tmp_path, path, characters, monkeypatch):
+    rows, spec = load(tmp_path, path)
+
+    def name():
+        return tokenize_conversations(rows, characters, spec, tmp_path / "tokens").path.name
+
+    names = [name()]
+    monkeypatch.setattr(arrow_file, "version", lambda library: "another")
+    names.append(name())
+    monkeypatch.setattr(arrow_file, "_code_digest", lambda: "another")
+    names.append(name())
+    monkeypatch.setattr(characters, "split_special_tokens", True, raising=False)
+    names.append(name())
+    part = replace(rows.parts[0], format=replace(rows.parts[0].format, query="response", response="query"))
+    rows = Rows([part], rows.positions)
+    names.append(name())
+    assert len(set(names)) == 5
+
+
+def test_of_two_writers_at_once_the_first_one_s_file_stays(tmp_path):
+    schema = arrow_file.pa.schema({"n": arrow_file.pa.int64()})
+    path = tmp_path / "x.arrow"
+
+    def batches(numbers, meanwhile):
+        yield arrow_file.pa.record_batch([numbers], schema=schema)
+        meanwhile()
+
+    def other():
+        write_arrow(path, schema, batches([1, 2], lambda: None), 2)
+
+    write_arrow(path, schema, batches([3], other), 1)
+    table, source_rows = map_arrow(path)
+    assert (table["n"].to_pylist(), source_rows) == ([1, 2], 2)
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_row_beyond_the_limit_is_named(tmp_path, write_jsonl, characters):

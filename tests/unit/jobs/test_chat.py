@@ -29,12 +29,14 @@ def options(*words: str) -> ChatOptions:
 def test_every_flag_reaches_the_chat(tmp_path):
     (tmp_path / "system.txt").write_text("Be brief.")
     words = (
-        f"org/m --adapter tuned --no-thinking --response-prefix <b>\\n --system {tmp_path / 'system.txt'} --temperature 0 "
+        f"org/m --hub huggingface --adapter tuned --no-thinking --response-prefix <b>\\n "
+        f"--system {tmp_path / 'system.txt'} --temperature 0 "
         "--top-p 0.9 --top-k 20 --repetition-penalty 1.1 --max-tokens 64 --max-model-tokens 512 --chat-template qwen3 "
         f"--dtype float32 --tensor-parallel-size 2 --gpu-memory-utilization 0.5 --seed 7 --runs {tmp_path}"
     )
     assert options(*words.split()) == ChatOptions(
         model="org/m",
+        hub="huggingface",
         adapter="tuned",
         settings=GenerationSpec(
             temperature=0,
@@ -71,6 +73,7 @@ def test_without_flags_the_model_samples_as_it_says():
         ("--max-tokens 0", "--max-tokens: Input should be greater than or equal to 1"),
         ("--top-p 0 --top-k -1", "--top-p: Input should be greater than 0\n--top-k: Input should be greater than or equal to 0"),
         ("--gpu-memory-utilization 2", "--gpu-memory-utilization: Input should be less than or equal to 1"),
+        ("--hub x", "--hub: 'x' is neither huggingface nor modelscope"),
         ("--dtype int8", "--dtype: 'int8' is none of bfloat16, float16 and float32"),
     ],
 )
@@ -78,6 +81,21 @@ def test_a_mistake_names_its_flag(words, line):
     with pytest.raises(SpecError) as caught:
         options("org/m", *words.split())
     assert str(caught.value) == line
+
+
+def test_a_model_of_modelscope_is_downloaded_and_asked(tuned, modelscope):
+    modelscope["org/m"] = tuned / "base"
+    with ExitStack() as stack:
+        assert _model_path(options("org/m", "--hub", "modelscope", "--runs", str(tuned)), stack) == str(tuned / "base")
+        with pytest.raises(SpecError, match=r"^model: cannot download org/none from ModelScope: no org/none$"):
+            _model_path(options("org/none", "--hub", "modelscope", "--runs", str(tuned)), stack)
+
+
+def test_a_missing_modelscope_is_one_line(monkeypatch):
+    monkeypatch.setattr("rlflow.data.modelscope_hub.find_spec", lambda name: None)
+    with pytest.raises(SpecError) as caught:
+        options("org/m", "--hub", "modelscope")
+    assert str(caught.value) == "--hub: ModelScope needs its package, which is not installed: pip install modelscope"
 
 
 def test_no_thinking_has_the_template_close_the_thinking():

@@ -1,6 +1,7 @@
 """`rlflow export` on tiny models, and its upload to a stand-in of the hub."""
 
 import json
+import shutil
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -100,16 +101,38 @@ def test_other_type_and_shards(run_dir, tmp_path):
         (["base", "--output", "."], "--output: . exists and is not an empty directory"),
         (["base", "--output", "o", "--dtype", "int4"], "--dtype: 'int4' is none of bfloat16, float16 and float32"),
         (["base", "--output", "o", "--private"], "--token, --private, --hub: say where to with --push REPO"),
-        (["base", "--output", "o", "--push", "a/b", "--hub", "modelscope"], "--hub modelscope: needs the package modelscope"),
+        (["base", "--output", "o", "--push", "a/b", "--hub", "modelscope"], "--hub: ModelScope needs its package, which is not"),
+        (["org/m", "--output", "o", "--source-hub", "modelscope"], "--source-hub: ModelScope needs its package, which is not"),
+        (["base", "--output", "o", "--source-hub", "x"], "--source-hub: 'x' is neither huggingface nor modelscope"),
         (["base", "--output", "o", "--push", "a/b", "--hub", "x"], "--hub: 'x' is neither huggingface nor modelscope"),
     ],
 )
 def test_mistakes_are_found_before_anything_is_written(run_dir, monkeypatch, arguments, line):
+    monkeypatch.setattr("rlflow.data.modelscope_hub.find_spec", lambda name: None)
     monkeypatch.chdir(run_dir)
     before = sorted(run_dir.iterdir())
     with pytest.raises(UserError, match=line):
         export(*(run_dir / a if a == "base" else a for a in arguments), runs=run_dir)
     assert sorted(run_dir.iterdir()) == before
+
+
+def test_a_model_of_modelscope_is_written(run_dir, tmp_path, modelscope):
+    modelscope["org/m"] = run_dir / "base"
+    export("org/m", "--source-hub", "modelscope", "--output", tmp_path / "out", runs=run_dir)
+    export("org/m", "--source-hub", "modelscope", "--adapter", "tuned", "--output", tmp_path / "merged", runs=run_dir)
+    same, merged, base = (weights(path) for path in (tmp_path / "out", tmp_path / "merged", run_dir / "base"))
+    assert all(same[name].equal(base[name]) for name in base)
+    assert not all(merged[name].equal(base[name]) for name in base)
+
+
+def test_the_base_of_adapters_may_be_of_modelscope(run_dir, tmp_path, modelscope):
+    modelscope["org/m"] = run_dir / "base"
+    shutil.copytree(run_dir / "tuned" / "checkpoints" / "step-000002" / "adapter", tmp_path / "adapter")
+    file = tmp_path / "adapter" / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": "org/m"}))
+    export(tmp_path / "adapter", "--source-hub", "modelscope", "--output", tmp_path / "out", runs=run_dir)
+    merged, trained = weights(tmp_path / "out"), weights(run_dir / "tuned" / "model")
+    assert max((merged[name] - trained[name]).abs().max().item() for name in trained) < 1e-6
 
 
 # ---- pushing

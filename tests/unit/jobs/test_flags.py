@@ -52,6 +52,11 @@ def test_a_model_is_asked_in_the_type_it_is_stored_in(tmp_path, stored):
     assert infer_document(str(tmp_path), NONE)["model"] == {"path": str(tmp_path), "dtype": stored}
 
 
+def test_the_hub_of_a_model_is_part_of_the_spec():
+    assert parse_job(infer_document("org/m", {**NONE, "output": "a.jsonl", "hub": "modelscope"})).model.hub == "modelscope"
+    assert "hub" not in infer_document("org/m", {**NONE, "hub": None})["model"]
+
+
 def test_a_run_is_named_as_such(tmp_path):
     (tmp_path / "warm").mkdir()
     (tmp_path / "warm" / "resolved.json").write_text("{}")

@@ -5,7 +5,8 @@ from types import ModuleType
 import pytest
 
 from rlflow.errors import SpecError
-from rlflow.jobs.prepare import engine_settings, fetch_model
+from rlflow.jobs.prepare import engine_settings, fetch_model, find_tokenizer
+from rlflow.jobs.rewards import find_reward_models
 from rlflow.jobs.static_checks import static_problems
 from rlflow.spec.load import parse_job
 from rlflow.spec.model import ModelSpec
@@ -32,10 +33,32 @@ def test_a_model_of_modelscope_is_downloaded_when_a_run_starts(monkeypatch, tmp_
     package.snapshot_download = lambda name, revision=None: f"/cache/{name}@{revision}"
     monkeypatch.setitem(sys.modules, "modelscope", package)
     monkeypatch.setattr("rlflow.data.modelscope_hub.find_spec", lambda name: package)
+    monkeypatch.setattr("rlflow.jobs.adapters.find_hub_model", lambda name, field: name)
     model = ModelSpec(path="org/name", hub="modelscope", revision="v1")
     assert fetch_model(model, tmp_path) == "/cache/org/name@v1"
     assert fetch_model(ModelSpec(path="org/name"), tmp_path) == "org/name"
     assert fetch_model(ModelSpec(path=str(tmp_path), hub="modelscope"), tmp_path) == str(tmp_path)
+
+
+def test_a_model_that_is_nowhere_is_named_by_its_field(monkeypatch, tmp_path):
+    def find(name, field):
+        raise SpecError(f"{field}: there is no directory {name}")
+
+    monkeypatch.setattr("rlflow.jobs.adapters.find_hub_model", find)
+    judge = {"type": "judge", "model": "org/judge", "prompt": "{completion}", "engine": {}}
+    rewards = [{"type": "model", "path": "org/rm"}]
+    fields = {"kind": "grpo", "rollout": {}, "data": {"sources": ["org/rows"], "held_out": 0}, "prompts_per_step": 1}
+    random = {"random": {"config": "qwen3-0.6b", "tokenizer": "org/t"}}
+    for line, search in (
+        ("model.path: there is no directory org/m", lambda: find_tokenizer(job())),
+        ("model.random.tokenizer: there is no directory org/t", lambda: find_tokenizer(job(model=random))),
+        ("teacher.path: there is no directory org/t", lambda: fetch_model(ModelSpec(path="org/t"), tmp_path, "teacher")),
+        ("rewards[0].path: there is no directory org/rm", lambda: find_reward_models(job(**fields, rewards=rewards))),
+        ("rewards[0].model: there is no directory org/judge", lambda: find_reward_models(job(**fields, rewards=[judge]))),
+    ):
+        with pytest.raises(SpecError) as error:
+            search()
+        assert str(error.value) == line
 
 
 def test_a_plan_says_what_modelscope_needs_without_downloading(tmp_path, monkeypatch):
