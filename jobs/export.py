@@ -38,6 +38,16 @@ def check_options(push: str | None, hub: str, token: str | None, private: bool, 
         raise SpecError(f"--dtype: {dtype!r} is none of bfloat16, float16 and float32")
 
 
+def check_as_it_is(source: str, **changes: object) -> None:
+    """Raises `SpecError` if `source` is no directory of a model or adapters, or something of it is to be changed."""
+    folder = Path(source).expanduser()
+    if not any((folder / name).is_file() for name in ("config.json", ADAPTER_CONFIG)):
+        raise SpecError(f"--output: missing; only a directory of a model or of adapters can be pushed as it is, {source} is none")
+    given = [f"--{name.replace('_', '-')}" for name, value in changes.items() if value is not None]
+    if given:
+        raise SpecError(f"{', '.join(given)}: say where the changed model is to be written, with --output DIR")
+
+
 def export(
     source: str,
     output: Path,

@@ -247,7 +247,9 @@ def export(
     source: Annotated[
         str, typer.Argument(metavar="RUN|PATH", show_default=False, help="A run, a model or adapter directory, or a hub id.")
     ],
-    output: Annotated[Path, typer.Option(metavar="DIR", show_default=False, help="A new directory.")],
+    output: Annotated[
+        Path | None, typer.Option(metavar="DIR", show_default=False, help="A new directory. Without it PATH is pushed as it is.")
+    ] = None,
     source_hub: Annotated[str, typer.Option(help="Where RUN|PATH is an id: huggingface or modelscope.")] = "huggingface",
     adapter: Annotated[str | None, typer.Option(metavar="RUN|PATH", help="Adapters to merge into the model.")] = None,
     merge: Annotated[
@@ -265,11 +267,17 @@ def export(
 ) -> None:
     """Write a run's or another model as a directory (adapters merged), and upload it."""
     from rlflow.jobs.adapters import check_hub
-    from rlflow.jobs.export import check_options
+    from rlflow.jobs.export import check_as_it_is, check_options
     from rlflow.jobs.export import export as write_model
     from rlflow.jobs.push import push as upload
 
     check_options(push, hub, token, private, dtype)
+    if output is None:
+        if push is None:
+            raise UserError("--output: missing; or push a directory as it is, with --push REPO")
+        check_as_it_is(source, adapter=adapter, merge=merge, dtype=dtype, max_shard_size=max_shard_size)
+        print(f"pushed: {upload(Path(source).expanduser(), push, hub=hub, token=token, private=private)}")
+        return
     lines = write_model(
         source,
         output,
@@ -283,7 +291,12 @@ def export(
     for line in lines:
         print(line)
     if push is not None:
-        print(f"pushed: {upload(output, push, hub=hub, token=token, private=private)}")
+        try:
+            address = upload(output, push, hub=hub, token=token, private=private)
+        except RlflowError as error:
+            rest = f"not pushed; {output} is whole: `rlflow export {output} --push {push}` uploads it"
+            raise type(error)(f"{error}\n{rest}") from None
+        print(f"pushed: {address}")
 
 
 @app.command()

@@ -99,6 +99,12 @@ def test_other_type_and_shards(run_dir, tmp_path):
             "adapter: .*base is neither a directory with adapter_config.json nor a run",
         ),
         (["base", "--output", "."], "--output: . exists and is not an empty directory"),
+        (["base"], "--output: missing; or push a directory as it is"),
+        (
+            ["tuned", "--push", "a/b"],
+            "--output: missing; only a directory of a model or of adapters can be pushed as it is, tuned",
+        ),
+        (["base", "--push", "a/b", "--dtype", "float16"], "--dtype: say where the changed model is to be written"),
         (["base", "--output", "o", "--dtype", "int4"], "--dtype: 'int4' is none of bfloat16, float16 and float32"),
         (["base", "--output", "o", "--private"], "--token, --private, --hub: say where to with --push REPO"),
         (["base", "--output", "o", "--push", "a/b", "--hub", "modelscope"], "--hub: ModelScope needs its package, which is not"),
@@ -155,6 +161,15 @@ def test_every_byte_reaches_the_hub_and_the_token_no_screen(run_dir, tmp_path, h
     assert hub.repositories == {"me/model": True}
     assert hub.files == {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     assert hub.commits == ["Model exported by rlflow"]
+
+
+def test_what_was_written_is_pushed_after_a_push_that_failed(run_dir, tmp_path, hub):
+    written = tmp_path / "out"
+    with pytest.raises(UserError, match="refuses the token") as refused:
+        export("tuned", "--output", written, "--push", "me/model", "--token", "wrong", runs=run_dir)
+    assert str(refused.value).endswith(f"\nnot pushed; {written} is whole: `rlflow export {written} --push me/model` uploads it")
+    assert f"pushed: {hub.url}/me/model" in export(written, "--push", "me/model", "--token", TOKEN, runs=run_dir)
+    assert hub.files == {path.name: path.read_bytes() for path in written.iterdir()}
 
 
 def test_the_token_of_the_environment_is_used(run_dir, tmp_path, hub, monkeypatch):
