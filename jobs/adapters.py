@@ -4,7 +4,7 @@ import shutil
 from dataclasses import asdict
 from pathlib import Path
 
-from rlflow.data.hugging_face_hub import find_hub_model
+from rlflow.data.hugging_face_hub import find_hub_model, may_be_id
 from rlflow.data.modelscope_hub import check_modelscope, download_modelscope_model
 from rlflow.errors import SpecError
 from rlflow.observe.durable import write_json
@@ -21,10 +21,15 @@ def find_model(name: str, runs: Path, hub: Hub = "huggingface") -> str:
     Raises:
         SpecError: there is no such model, or its hub cannot be reached.
     """
-    return local_model(name, runs) or fetch_from_hub(name, hub, "model")
+    if (local := _local_model(name, runs)) is not None:
+        return local
+    try:
+        return fetch_from_hub(name, hub, "model")
+    except SpecError as error:
+        raise SpecError(f"{error}; no run in {runs} has this name") from None
 
 
-def local_model(name: str, runs: Path) -> str | None:
+def _local_model(name: str, runs: Path) -> str | None:
     """The directory of a run's model, or a directory; None for what may be the id of a hub. Raises `SpecError` for all else."""
     run = find_run(name, runs)
     if run is not None:
@@ -37,7 +42,7 @@ def local_model(name: str, runs: Path) -> str | None:
         if not (path / "config.json").is_file():
             raise SpecError(f"model: {name} holds no config.json")
         return str(path.absolute())
-    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+    if not may_be_id(name):
         raise SpecError(f"model: {name} is no run in {runs}, no directory and no hub id")
     return None
 

@@ -28,6 +28,7 @@ from rlflow.jobs.static_checks import static_problems
 from rlflow.observe.run_dir import RunDirectory
 from rlflow.rewards import check_plugins
 from rlflow.spec.jobs import GkdJob, InferJob, Job, RolloutJob
+from rlflow.spec.rewards import PluginSpec
 
 
 def check_specs(jobs: Sequence[Job]) -> None:
@@ -40,15 +41,22 @@ def check_specs(jobs: Sequence[Job]) -> None:
     problems: list[list[str]] = []
     for index, job in enumerate(jobs):
         earlier = names[:index]
-        found = [*chain_problems(job, jobs[:index]), *static_problems(job, earlier), *model_problems(job, earlier)]
+        found = [*chain_problems(job, jobs[:index]), *static_problems(job, earlier)]
+        if not run_directory(job).has_succeeded:
+            found += model_problems(job, earlier)
         problems.append(list(dict.fromkeys(found)))
     _raise_all(jobs, problems)
-    for job in jobs:
-        run_directory(job).lock().check()
     for index, job in enumerate(jobs):
-        if isinstance(job, RolloutJob | InferJob):  # names that plugins give themselves may clash; models may not load
-            rewards = find_reward_models(without_models_of(job, tuple(names[:index])))
-            check_plugins(rewards, max_completion_tokens=job.rollout.max_completion_tokens, cwd=os.getcwd())
+        if not run_directory(job).has_succeeded:
+            run_directory(job).check_lock()
+            _check_rewards(job, names[:index])
+
+
+def _check_rewards(job: Job, earlier_runs: Sequence[str]) -> None:
+    """Names that plugins give themselves may clash, models may not load. A single plugin has been imported already."""
+    if isinstance(job, RolloutJob | InferJob) and not (len(job.rewards) == 1 and isinstance(job.rewards[0], PluginSpec)):
+        rewards = find_reward_models(without_models_of(job, tuple(earlier_runs)))
+        check_plugins(rewards, max_completion_tokens=job.rollout.max_completion_tokens, cwd=os.getcwd())
 
 
 def read_rows(jobs: Sequence[Job]) -> list[JobRows | None]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from rlflow.errors import SpecError, UserError
-from rlflow.jobs.adapters import check_hub, find_run, local_model
+from rlflow.jobs.adapters import check_hub, find_model, find_run
 from rlflow.spec.rollout import GenerationSpec
 
 if TYPE_CHECKING:
@@ -39,7 +39,8 @@ _SECTIONS = {
 }
 """Where the value of a flag stands in a spec."""
 _FIELDS = {field: f"--{flag.replace('_', '-')}" for flag, field in _SECTIONS.items()}
-_FIELD = re.compile(rf"\b(?:spec: )?({'|'.join(sorted(map(re.escape, _FIELDS), key=len, reverse=True))})\b(?:\[\d+\](?:\.\w+)?)?")
+_DOTTED = "|".join(sorted((re.escape(field) for field in _FIELDS if "." in field), key=len, reverse=True))
+_FIELD = re.compile(rf"(?<![\w./-])(?:spec: )?({_DOTTED}|^adapter(?=:))\b(?:\[\d+\](?:\.\w+)?)?", re.MULTILINE)
 
 
 def infer_document(model: str, flags: Mapping[str, Any]) -> dict[str, Any]:
@@ -47,7 +48,7 @@ def infer_document(model: str, flags: Mapping[str, Any]) -> dict[str, Any]:
     runs = Path(flags["runs"])
     is_run = find_run(model, runs) is not None
     if not is_run:
-        local_model(model, runs)
+        find_model(model, runs, check_hub(flags.get("hub") or "huggingface", "--hub"))
     document: dict[str, Any] = {
         "kind": "infer",
         "run": {"name": default_name(flags["output"])},

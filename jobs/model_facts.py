@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rlflow.data.characters import build_character_tokenizer
+from rlflow.data.hugging_face_hub import may_be_id
 from rlflow.errors import SpecError, UserError
 from rlflow.jobs.prepare import model_path
 from rlflow.learner.load_model import model_config, packaged_shapes
@@ -55,7 +56,7 @@ def _config_file(model: ModelSpec, runs: Path, field: str) -> Path | None:
         if not file.is_file():
             raise SpecError(f"{field}.path: {path} holds no config.json")
         return file
-    if path.startswith((".", "/", "~")):
+    if not may_be_id(path):
         raise SpecError(f"{field}.path: {path} does not exist")
     return _cached(path, model.revision, field) or packaged_shapes().get(path.rpartition("/")[2].lower())
 

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from rlflow.actors.reward_samples import PromptRow
-from rlflow.data.hugging_face_hub import retried
+from rlflow.data.hugging_face_hub import retried, transport_errors
 from rlflow.data.order import RowOrder, VisitOrder
 from rlflow.data.raw_rows import RawRows, load_raw_rows
 from rlflow.data.rows import Rows
@@ -103,7 +103,7 @@ def _download_revision(path: str, revision: str, field: str) -> str:
 
     try:
         return retried(lambda: snapshot_download(path, revision=revision))
-    except (OSError, ValueError) as error:  # no such model or revision, or no connection
+    except (OSError, ValueError, *transport_errors()) as error:  # no such model or revision, or no connection
         reason = " ".join(str(error).split())
         raise SpecError(f"{field}.revision: cannot download {path} at {revision}: {reason}") from None
 
@@ -193,14 +193,23 @@ def load_questions(job: InferJob, run: RunDirectory) -> RawRows:
     """
     rows = load_raw_rows(with_answers(job), shared_cache_dir(run))
     began_with = run.read_rows()
-    digests = rows.digests() if began_with is not None else {}
-    changed = [name for name, digest in digests.items() if began_with is not None and began_with.get(name) != digest]
-    if changed:
-        raise DataError(
-            f"data.sources: {changed[0]} has changed since {run.path} began, which knows its rows by their numbers; "
-            "put it back, or choose another run.name"
-        )
+    if began_with is not None:
+        _check_same_rows(began_with, rows.digests(), run)
     return rows
+
+
+def _check_same_rows(before: Mapping[str, str], now: Mapping[str, str], run: RunDirectory) -> None:
+    states = {
+        "is gone": before.keys() - now.keys(),
+        "is new": now.keys() - before.keys(),
+        "has changed": {name for name in before.keys() & now.keys() if before[name] != now[name]},
+    }
+    for state, names in states.items():
+        if names:
+            raise DataError(
+                f"data.sources: {min(names)} {state} since {run.path} began, which knows its rows by their numbers; "
+                "bring back what there was, or choose another run.name"
+            )
 
 
 def row_format(job: Job) -> Any:

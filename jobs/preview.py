@@ -34,7 +34,7 @@ _MOST_BAD_ROWS, _MOST_STEPS, _BARS = 20, 200, 10
 
 
 def preview_specs(paths: Sequence[str], overrides: Sequence[str], *, rows: int) -> int:
-    """Print a preview of each spec's data, `rows` rows of each source; 2 if a row would stop the job, else 0."""
+    """Print a preview of each spec's data, `rows` rows of each source; 2 if a row cannot be used, else 0."""
     console = Console(highlight=False, soft_wrap=True)
     jobs = [load_job(path, overrides) for path in paths]
     return max([_preview(job, console, rows) for job in jobs])
@@ -130,7 +130,8 @@ def _source_table(job: Job, found: Inspection, held_out: Inspection, rows: Rows)
     for part in rows.parts:
         names.setdefault(part.source, []).append(part.name)
     table = Table("source", "rows of", title="sources", title_justify="left")
-    columns = ("training rows", "tokens", "trained tokens", "held-out rows")
+    trains = not isinstance(job, InferJob)
+    columns = ("training rows", "tokens", "trained tokens", "held-out rows") if trains else ("rows", "tokens")
     for column in columns:
         table.add_column(column, justify="right")
     for number in range(len(job.data.sources)):
@@ -138,7 +139,8 @@ def _source_table(job: Job, found: Inspection, held_out: Inspection, rows: Rows)
         files = names.get(number, [])
         name = files[0] if len(files) == 1 else f"{files[0]} and {len(files) - 1} more" if files else "–"
         cells = (counts.rows, counts.tokens, counts.trained_tokens) if counts else (0, 0, 0)
-        table.add_row(str(number), Text(name, overflow="fold"), *map(str, (*cells, kept_out.rows if kept_out else 0)))
+        cells = (*cells, kept_out.rows if kept_out else 0)
+        table.add_row(str(number), Text(name, overflow="fold"), *map(str, cells[: len(columns)]))
     return table
 
 

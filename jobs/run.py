@@ -62,9 +62,9 @@ def run_jobs(jobs: Sequence[tuple[str, Job]]) -> int:
     logger.info(f"{', '.join(job.run.name for _, job in jobs)}: checking what can be checked before anything starts")
     check_specs([job for _, job in jobs])
     for _, job in jobs:
-        if _is_finished(run_directory(job), job):
+        if run_directory(job).has_succeeded:
             logger.info(f"{job.run.name}: has been done already, nothing of it is run again (another run.name starts a new run)")
-    unfinished = [(text, job) for text, job in jobs if not _is_finished(run_directory(job), job)]
+    unfinished = [(text, job) for text, job in jobs if not run_directory(job).has_succeeded]
     seconds = _run_unfinished(unfinished, console) if unfinished else {}
     runs = [(run_directory(job), job) for _, job in jobs]
     trained = [_summary(run, job, seconds.get(job.run.name, 0.0)) for run, job in runs if isinstance(job, TrainingJob)]

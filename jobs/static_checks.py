@@ -1,11 +1,12 @@
 """Problems of a spec that can be found without starting anything."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from rlflow.data.chat import read_template
 from rlflow.data.files import list_files
+from rlflow.data.hugging_face_hub import may_be_id
 from rlflow.data.modelscope_hub import check_modelscope
 from rlflow.errors import RewardPluginError, SpecError, UserError
 from rlflow.jobs.adapters import find_adapter
@@ -117,7 +118,7 @@ def _check_rewards(job: Job) -> None:
             lines.append(f"rewards[{index}]: {error}")
     paths = {f"rewards[{i}].path": reward.path for i, reward in enumerate(job.rewards) if isinstance(reward, ModelRewardSpec)}
     for field, model in (paths | {field: judge.model for field, (judge, _) in judges(job).items()}).items():
-        if model and not _may_be_hub_id(model) and not Path(model).is_dir():
+        if model and not may_be_id(model) and not Path(model).is_dir():
             lines.append(f"{field}: there is no directory {model}")
     if lines:
         raise UserError("\n".join(lines))
@@ -136,12 +137,13 @@ def _check_plugins(job: Job) -> None:
         raise UserError("\n".join(_with_field(line, plugins) for line in str(error).splitlines())) from None
 
 
-def _with_field(line: str, plugins: Mapping[str, PluginSpec]) -> str:
-    return next((f"{field}: {line}" for field, plugin in plugins.items() if f"(target {plugin.target})" in line), line)
-
-
-def _may_be_hub_id(path: str) -> bool:
-    return path.count("/") <= 1 and path[0] not in "./~"
+def _with_field(line: str, plugins: dict[str, PluginSpec]) -> str:
+    """The line after its field; lines come in the order of `plugins`, which are used up."""
+    field = next((field for field, plugin in plugins.items() if f"(target {plugin.target})" in line), None)
+    if field is None:
+        return line
+    del plugins[field]
+    return f"{field}: {line}"
 
 
 def _check_output(job: Job) -> None:

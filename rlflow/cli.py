@@ -294,7 +294,8 @@ def export(
         try:
             address = upload(output, push, hub=hub, token=token, private=private)
         except RlflowError as error:
-            rest = f"not pushed; {output} is whole: `rlflow export {output} --push {push}` uploads it"
+            where = f"--push {push}{f' --hub {hub}' if hub != 'huggingface' else ''}{' --private' if private else ''}"
+            rest = f"not pushed; {output} is whole: `rlflow export {output} {where}` uploads it"
             raise type(error)(f"{error}\n{rest}") from None
         print(f"pushed: {address}")
 

@@ -6,6 +6,7 @@ import socket
 from typing import Any, Literal
 
 import ray
+from ray._private.services import find_gcs_addresses
 from ray._private.utils import read_ray_address
 
 from rlflow.errors import SpecError, UserError
@@ -36,7 +37,7 @@ def find_cluster() -> str | None:
             raise UserError(f"RAY_ADDRESS: no Ray cluster answers at {named}")
         return None
     noted = read_ray_address()
-    if noted is None or _answers(noted):
+    if noted is None or _answers(noted) or (named and find_gcs_addresses()):
         return None
     if named:
         raise UserError(f"RAY_ADDRESS: auto: no Ray cluster answers at {noted}, where the last `ray start` was")

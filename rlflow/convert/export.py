@@ -52,10 +52,8 @@ def export_command(settings: Settings, draft: Draft) -> list[str]:
     command += ["--output", settings["output_dir"] or f"{(adapters or [origin])[0].rstrip('/')}-{suffix}"]
     if adapters:
         draft.note("changed", settings.written["adapters"], "an rlflow run is named instead: `rlflow export RUN` finds its model")
-    pushed = _push(settings, draft)
-    if "modelscope" not in pushed:
-        note_hub(settings, draft)
-    return command + pushed
+    note_hub(settings, draft, "--source-hub")
+    return command + _push(settings, draft)
 
 
 def _push(settings: Settings, draft: Draft) -> list[str]:

@@ -126,11 +126,11 @@ def _type_of(written: str) -> str:
         return ""
 
 
-def note_hub(settings: Settings, draft: Draft) -> None:
-    """Where the models of a job, or of a command, come from."""
+def note_hub(settings: Settings, draft: Draft, flag: str = "--hub") -> None:
+    """Where the models of a job, or of a command with this `flag`, come from."""
     if not settings["use_hf"]:
         what = "models, and data sets known to be on both, come" if draft.kind else "the model comes"
-        here = "model.hub: modelscope" if draft.kind else "--hub modelscope"
+        here = "model.hub: modelscope" if draft.kind else f"{flag} modelscope"
         draft.note(
             "changed",
             settings.written.get("use_hf", "hub"),

@@ -63,7 +63,7 @@ def _target_modules(settings: Settings, draft: Draft) -> str | list[str]:
         return targets
     obstacles = {
         "dropout": settings["lora_dropout"] > 0,
-        "ZeRO 3": (settings["deepspeed"] or "").startswith("zero3"),
+        "ZeRO 3": settings["deepspeed"] in ("zero3", "zero3_offload"),
     }
     found = " and ".join(name for name, applies in obstacles.items() if applies)
     if not found or not is_mixture(settings["model"]):

@@ -57,7 +57,8 @@ def _open_file(file: Path, **how: Any) -> Any:
     try:
         with quiet_datasets():
             # Not load_dataset, which asks a server on the internet to count this.
-            return getattr(datasets.Dataset, f"from_{builder}")(str(file), split="train", **how, **options)
+            rows = getattr(datasets.Dataset, f"from_{builder}")(str(file), split="train", **how, **options)
+            return rows.filter(_is_not_blank) if builder == "text" else rows
     except (DatasetsError, ValueError, OSError, StopIteration) as error:
         if builder == "json":
             check_json(file)
@@ -65,6 +66,10 @@ def _open_file(file: Path, **how: Any) -> Any:
             raise DataError(f"{file}: has no rows") from None
         reason = str(error.__cause__ or error).partition("\n")[0]
         raise DataError(f"{file}: cannot be read as {builder}: {reason}") from None
+
+
+def _is_not_blank(row: dict[str, str]) -> bool:
+    return bool(row["text"].strip())
 
 
 def check_json(file: Path) -> None:

@@ -7,6 +7,7 @@ that takes half a minute a file. What it asks once only (about a repository, or 
 
 import time
 from collections.abc import Callable
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,32 +25,48 @@ _MADE_BY = {"models/smollm2": "python deploy/smollm2_model.py models/smollm2"}
 
 
 def find_hub_model(name: str, field: str) -> str:
-    """The id of a model that the hub has, or the directory of its cached copy where the hub does not answer.
+    """The id of a model that the hub has, or the directory of its cached copy where the hub cannot be reached.
 
     Raises:
         SpecError: it is neither on the hub nor in the cache, or no id at all; names `field`.
     """
-    from huggingface_hub import HfApi, snapshot_download
+    try:
+        return _find(name)
+    except _NotFoundError as error:
+        raise SpecError(f"{field}: {error}") from None
+
+
+def may_be_id(name: str) -> bool:
+    """Whether the hub may have a model of this name: `org/name`, or a name alone."""
+    return name.count("/") <= 1 and not name.startswith((".", "/", "~"))
+
+
+class _NotFoundError(Exception):
+    """A model cannot be had; the message says why."""
+
+
+@cache
+def _find(name: str) -> str:
+    """Asked once a process, so that all parts of a job read the same."""
+    from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
-    def ask() -> None:
-        HfApi().model_info(name, timeout=_TIMEOUT_S)
-
+    cached = None
     try:
-        cached = _is_cached(name)
-        ask() if cached else retried(ask)
+        cached = _cached_directory(name)
+        retried(lambda: HfApi().model_info(name, timeout=_TIMEOUT_S))
         return name
     except HFValidationError:
-        raise SpecError(f"{field}: {_no_directory(name)}, and it is no hub id{_hint(name)}") from None
-    except OfflineModeIsEnabled as error:
-        if cached:
+        raise _NotFoundError(f"{_no_directory(name)}, and it is no hub id{_hint(name)}") from None
+    except (OfflineModeIsEnabled, HfHubHTTPError) as error:
+        if cached is not None:
             return name  # which every library then reads from the cache
         reason = _reason(error)
-    except (HfHubHTTPError, *transport_errors()) as error:
-        if cached:
-            return snapshot_download(name, local_files_only=True)
+    except transport_errors() as error:
+        if cached is not None:
+            return cached
         reason = _reason(error)
-    raise SpecError(f"{field}: {_no_directory(name)}, and {reason}{_hint(name)}")
+    raise _NotFoundError(f"{_no_directory(name)}, and {reason}{_hint(name)}")
 
 
 def retried(ask: Callable[[], T]) -> T:
@@ -85,10 +102,11 @@ def _is_hiccup(error: BaseException) -> bool:
     return error.__cause__ is not None and _is_hiccup(error.__cause__)
 
 
-def _is_cached(name: str) -> bool:
+def _cached_directory(name: str) -> str | None:
     from huggingface_hub import try_to_load_from_cache
 
-    return isinstance(try_to_load_from_cache(name, "config.json"), str)
+    found = try_to_load_from_cache(name, "config.json")
+    return str(Path(found).parent) if isinstance(found, str) else None
 
 
 def _no_directory(name: str) -> str:

@@ -49,9 +49,12 @@ class Part:
 
     def fingerprint(self) -> bytes:
         """Digest of the name, the content and how it is read: the same for the same rows, wherever they are cached."""
-        digest = hashlib.blake2b(f"{self.name}\0{self.format}".encode(), digest_size=16)
+        return hashlib.blake2b(f"{self.name}\0{self.format}".encode() + self.content(), digest_size=16).digest()
+
+    def content(self) -> bytes:
+        """Digest of the table."""
         table = self.dataset.data.table
-        digest.update(repr(table.schema.remove_metadata()).encode())
+        digest = hashlib.blake2b(repr(table.schema.remove_metadata()).encode(), digest_size=16)
         for batch in table.to_batches():
             digest.update(batch.serialize())
         return digest.digest()

@@ -99,7 +99,7 @@ class AnswerFiles:
             kind = "answers" if "messages" in record else "dropped" if record.get("dropped") else "failed"
             self.totals[kind] += 1
             self.totals["completion_tokens"] += record.get("completion_tokens", 0)
-            if not record.get("sample"):  # the first of a row, or the only one
+            if self._samples == 1 or not record.get("sample"):  # the first of a row, or the only one
                 self.totals["prompt_tokens"] += record.get("prompt_tokens", 0)
 
 

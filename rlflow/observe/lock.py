@@ -35,10 +35,14 @@ class RunLock:
         self._descriptor = descriptor
 
     def check(self) -> None:
-        """Raises `UserError` naming the process that holds the lock, if one does."""
-        if self.path.is_file():
-            self.acquire()
-            self.release()
+        """Raises `UserError` naming the process that holds the lock, if one does. Writes nothing."""
+        if not self.path.is_file():
+            return
+        with self.path.open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(_busy(self.path.parent, file.read().decode())) from None
 
     def release(self) -> None:
         """Give the lock back; without effect where it is not held."""

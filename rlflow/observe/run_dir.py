@@ -62,6 +62,16 @@ class RunDirectory:
         self.path.mkdir(parents=True, exist_ok=True)
         return RunLock(self.path / ".lock")
 
+    def check_lock(self) -> None:
+        """Raises `UserError` if a driver is writing this run."""
+        RunLock(self.path / ".lock").check()
+
+    @property
+    def has_succeeded(self) -> bool:
+        """Whether the run was done to its end."""
+        status = self.read_status() if self.exists else None
+        return status is not None and status.state == "succeeded"
+
     def create(self, spec_yaml: str, resolved: Mapping[str, Any]) -> None:
         """Write the user's spec as it was, and the resolved one with the versions that this process runs."""
         (self.path / "completions").mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,7 @@ def rlflow(*arguments, cwd):
 
 
 def environment():
-    return {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1]), "COLUMNS": "200"}
+    return {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1]), "COLUMNS": "200", "HF_HUB_OFFLINE": "1"}
 
 
 def test_help_names_every_verb(tmp_path):
@@ -51,7 +51,7 @@ def test_schema_describes_every_kind_of_job(tmp_path):
     [
         (("submit", "nope.yaml"), "nope.yaml: cannot be read: No such file or directory"),
         (("run", "steps=3"), "no spec file was given, only overrides"),
-        (("infer", "wrong", "--data", "a.jsonl"), "model: wrong is no run in runs, no directory and no hub id"),
+        (("infer", "../wrong/name", "--data", "a.jsonl"), "model: ../wrong/name is no run in runs, no directory and no hub id"),
         (
             ("list", "--address", "http://127.0.0.1:1"),
             "http://127.0.0.1:1: no Ray cluster answers there; see --address and RAY_ADDRESS",
@@ -61,6 +61,13 @@ def test_schema_describes_every_kind_of_job(tmp_path):
 def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, arguments, line):
     shown = rlflow(*arguments, cwd=tmp_path)
     assert (shown.returncode, shown.stdout, shown.stderr) == (2, "", line + "\n")
+
+
+def test_infer_of_an_unknown_name_starts_nothing(tmp_path):
+    shown = rlflow("infer", "wrong", "--data", "a.jsonl", cwd=tmp_path)
+    (line,) = shown.stderr.splitlines()
+    assert shown.returncode == 2 and not list(tmp_path.iterdir())
+    assert line.startswith("model: there is no directory wrong (looked in ") and "no run in runs has this name" in line
 
 
 def test_infer_runs_no_spec_of_another_kind(tmp_path):

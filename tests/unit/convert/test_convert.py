@@ -376,9 +376,9 @@ def test_a_chat_gets_the_engine_that_is_asked_for():
     assert "no equivalent: --result_path a.jsonl: `save` in the chat writes its conversations" in map(str, done.notes)
 
 
-@pytest.mark.parametrize("command", [BASES["chat"], BASES["export"]])
-def test_commands_take_models_of_hugging_face(command):
-    line = "from Hugging Face; without --use_hf true ms-swift takes ModelScope (here: --hub modelscope)"
+@pytest.mark.parametrize(("command", "flag"), [(BASES["chat"], "--hub"), (BASES["export"], "--source-hub")])
+def test_commands_take_models_of_hugging_face(command, flag):
+    line = f"from Hugging Face; without --use_hf true ms-swift takes ModelScope (here: {flag} modelscope)"
     assert f"changed: hub: the model comes {line}" in notes(command)
     assert f"changed: --use_hf false: the model comes {line}" in notes(f"{command} --use_hf false")
     for there in (notes(f"{command} --use_hf true"), notes(f"USE_HF=1 {command}")):
@@ -386,9 +386,12 @@ def test_commands_take_models_of_hugging_face(command):
     assert "same: --use_hf true: Hugging Face is the hub" in notes(f"{command} --use_hf true")
 
 
-def test_a_push_to_modelscope_is_not_told_of_its_hub_twice():
-    [line] = [line for line in notes(f"{BASES['export']} --push_to_hub true --hub_model_id a/b") if "ModelScope" in line]
-    assert line.startswith("changed: use_hf: pushed to ModelScope")
+def test_a_push_to_modelscope_is_told_where_the_model_comes_from_too():
+    told = [line for line in notes(f"{BASES['export']} --push_to_hub true --hub_model_id a/b") if "ModelScope" in line]
+    assert [line.split(" from ")[0].split(" to ")[0] for line in told] == [
+        "changed: hub: the model comes",
+        "changed: use_hf: pushed",
+    ]
 
 
 @pytest.mark.parametrize(

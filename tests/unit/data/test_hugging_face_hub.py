@@ -9,7 +9,7 @@ import pytest
 from huggingface_hub.errors import HfHubHTTPError
 
 from rlflow.data import hugging_face_hub
-from rlflow.data.hugging_face_hub import find_hub_model, retried
+from rlflow.data.hugging_face_hub import find_hub_model, may_be_id, retried
 from rlflow.errors import DataError, SpecError
 from rlflow.spec.sources import HubSource
 
@@ -51,7 +51,9 @@ def hub(monkeypatch, tmp_path):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(hugging_face_hub, "_PAUSES_S", (0.0, 0.0, 0.0))
     monkeypatch.chdir(tmp_path)
+    hugging_face_hub._find.cache_clear()
     yield served
+    hugging_face_hub._find.cache_clear()
     server.shutdown()
     server.server_close()
     thread.join()
@@ -138,11 +140,20 @@ def test_a_cached_model_is_used_where_the_hub_does_not_answer(unreachable, cache
     assert find_hub_model("org/name", "model.path") == cached
 
 
-def test_a_cached_model_is_not_waited_for(hub, cached):
-    hub.statuses = [503]
-    assert find_hub_model("org/name", "model.path") == cached
+def test_a_cached_model_keeps_its_id_where_the_hub_has_only_a_hiccup(hub, cached):
+    hub.statuses = [503] * 9
+    assert find_hub_model("org/name", "model.path") == "org/name", "a path of this machine is none on another node"
+
+
+def test_the_hub_is_asked_once_a_process(hub):
+    for field in ("model.path", "teacher.path"):
+        assert find_hub_model("org/name", field) == "org/name"
     assert len(hub.asked) == 1
-    assert find_hub_model("org/name", "model.path") == "org/name", "the hub is back"
+
+
+def test_names_that_may_be_ids():
+    assert all(map(may_be_id, ("gpt2", "org/name")))
+    assert not any(map(may_be_id, ("./name", "/name", "~/name", "a/b/c")))
 
 
 def test_offline_only_the_cache_counts(hub, cached, monkeypatch):

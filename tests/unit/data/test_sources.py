@@ -61,7 +61,7 @@ def test_a_directory_is_read_in_order_of_its_files(tmp_path, write_jsonl):
 
 def test_lines_of_a_text_file_are_texts(tmp_path):
     (tmp_path / "rows").mkdir()
-    (tmp_path / "rows" / "a.txt").write_text("Once upon\na time\n")
+    (tmp_path / "rows" / "a.txt").write_text("Once upon\n\na time\n")
     spec = DataSpec(sources=(str(tmp_path / "rows"),))
     rows = load_sources(spec, tmp_path / "cache", detect_training_format)
     assert [row.messages for row in rows] == [[{"role": "text", "content": text}] for text in ("Once upon", "a time")]

@@ -92,7 +92,7 @@ def test_other_type_and_shards(run_dir, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["nothing", "--output", "o"], "model: nothing is no run in .*, no directory and no hub id"),
+        (["nothing", "--output", "o"], "model: there is no directory nothing .* no run in .* has this name"),
         (["base", "--merge", "--output", "o"], "--merge: .*base has no adapters; name them with --adapter"),
         (
             ["base", "--adapter", "base", "--output", "o"],

@@ -3,10 +3,23 @@ import json
 import pytest
 
 from rlflow.errors import SpecError
-from rlflow.jobs.flags import infer_document, read_text, refuse_flags
+from rlflow.jobs.flags import in_flags, infer_document, read_text, refuse_flags
 from rlflow.spec.load import parse_job
 
 NONE = {"output": None, "runs": "runs", "data": ["q.jsonl"]}
+
+
+@pytest.fixture(autouse=True)
+def hub(monkeypatch):
+    """Has every model."""
+    monkeypatch.setattr("rlflow.jobs.adapters.find_hub_model", lambda name, field: name)
+
+
+def test_mistakes_name_flags_and_nothing_else():
+    told = "spec: rollout.top_p: is 2\nadapter: path/to/adapter is none\ndata.sources[0].path: no adapter.jsonl\n--adapter: x"
+    with pytest.raises(SpecError) as caught, in_flags():
+        raise SpecError(told)
+    assert str(caught.value) == "--top-p: is 2\n--adapter: path/to/adapter is none\n--data: no adapter.jsonl\n--adapter: x"
 
 
 def test_flags_build_the_spec_that_says_the_same(tmp_path):
@@ -52,7 +65,8 @@ def test_a_model_is_asked_in_the_type_it_is_stored_in(tmp_path, stored):
     assert infer_document(str(tmp_path), NONE)["model"] == {"path": str(tmp_path), "dtype": stored}
 
 
-def test_the_hub_of_a_model_is_part_of_the_spec():
+def test_the_hub_of_a_model_is_part_of_the_spec(modelscope, tmp_path):
+    modelscope["org/m"] = tmp_path
     assert parse_job(infer_document("org/m", {**NONE, "output": "a.jsonl", "hub": "modelscope"})).model.hub == "modelscope"
     assert "hub" not in infer_document("org/m", {**NONE, "hub": None})["model"]
 

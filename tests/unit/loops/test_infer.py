@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from rlflow.data.characters import build_character_tokenizer
+from rlflow.data.questions import ask
 from rlflow.data.raw_rows import load_raw_rows
 from rlflow.errors import GroupLost, RewardError, RolloutError
 from rlflow.loops.infer import InferLoop
@@ -160,6 +161,8 @@ def test_rejection_sampling_keeps_the_best_answer_of_each_row(tmp_path):
     made, files, _, _ = loop(tmp_path, Engines(), scorer(lambda slot: [0, slot, 0.5]), infer=infer, **REWARDED)
     result = run(made, files)
     assert (result["answers"], result["dropped"]) == (9, 1)
+    questions = [ask(made.tokenizer, made.rows[i].messages, made.spec.data) for i in range(10)]
+    assert result["prompt_tokens"] == sum(len(question.prompt_ids) for question in questions)
     assert {row["messages"][-1]["content"] for row in answers(tmp_path)} == {"sample 1"}
 
 
