@@ -87,9 +87,7 @@ def test_a_model_of_modelscope_is_downloaded_and_asked(tuned, modelscope):
     modelscope["org/m"] = tuned / "base"
     with ExitStack() as stack:
         assert _model_path(options("org/m", "--hub", "modelscope", "--runs", str(tuned)), stack) == str(tuned / "base")
-        with pytest.raises(
-            SpecError, match=r"^model: cannot download org/none from ModelScope: no org/none; no run in .*$"
-        ):
+        with pytest.raises(SpecError, match=r"^model: cannot download org/none from ModelScope: no org/none; no run in .*$"):
             _model_path(options("org/none", "--hub", "modelscope", "--runs", str(tuned)), stack)
 
 
