@@ -5,6 +5,7 @@ completions/step-000010.jsonl
 checkpoints/step-000010/{model/,state/,COMPLETE}
 model -> checkpoints/step-000010/model
 superseded/20250131-120000/           what a rollback took back
+rows.json  result.json                of batch inference: what its files held, counts and speed
 """
 
 import dataclasses
