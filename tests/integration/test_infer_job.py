@@ -65,7 +65,7 @@ def test_a_killed_run_goes_on_without_loss_or_repetition(tmp_path, ray_head):
     assert f"answers answers: {out}\n" in result.stdout
 
     again = run(tmp_path, "infer", "model", *FLAGS, "--num-samples", "3", module="rlflow.cli")
-    assert again.returncode == 2 and "holds a run of another spec (other at infer.num_samples)" in again.stderr
+    assert again.returncode == 2 and "holds a run of another spec (other at --num-samples)" in again.stderr
 
 
 def tokenizer():

@@ -65,7 +65,7 @@ def test_chain_prints_progress_lines_and_the_table(chain):
 
 def test_the_warm_start_measures_held_out_rows_as_transformers_does(chain):
     run_dir = chain[0] / "runs" / "warm"
-    held_out, _ = sorted(map(ConversationSet, (run_dir / "data").glob("*.arrow")), key=len)
+    held_out, _ = sorted(map(ConversationSet, (run_dir.parent / ".cache").glob("conversations-*.arrow")), key=len)
     assert len(held_out) == 16
     expected = plain_evaluation(load_plain(str(run_dir / "model")), [TrainSequence(*held_out[row]) for row in range(16)])
     logged = metrics(run_dir)[-1]
