@@ -63,6 +63,7 @@ def test_a_model_that_is_nowhere_is_named_by_its_field(monkeypatch, tmp_path):
 
 def test_a_plan_says_what_modelscope_needs_without_downloading(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("rlflow.data.modelscope_hub.find_spec", lambda name: None)
     for problems, field in (
         (static_problems(job(model={"path": "org/m", "hub": "modelscope"})), "model.hub"),
         (static_problems(job(data={"sources": ["MS::org/rows"]})), "data.sources[0].hub"),
