@@ -11,11 +11,12 @@ from rlflow.cluster.placement import Placement
 from rlflow.data.order import RowOrder
 from rlflow.jobs.context import JobContext
 from rlflow.jobs.length import total_steps
-from rlflow.jobs.prepare import prepare_model, prepare_rows
+from rlflow.jobs.prepare import cache_dir, prepare_model, prepare_rows
 from rlflow.jobs.recovery import run_loop
 from rlflow.jobs.sft import sft_devices
 from rlflow.loops.preference import PreferenceLoop, plan_scoring, preference_objective
 from rlflow.loops.state import LoopState
+from rlflow.observe.run_dir import RunDirectory
 from rlflow.spec.jobs import PreferenceJob, RewardModelJob
 
 
@@ -33,7 +34,7 @@ async def run_preference_job(job: PreferenceJob, context: JobContext) -> None:
         keep_reference=job.reference == "swapped",
         num_threads=context.machine.threads(job.learner.num_ranks),
         conversations=(str(train.path), str(held_out.path)),
-        references=(_reference_path(train), _reference_path(held_out)) if job.reference == "stored" else (),
+        references=tuple(reference_path(context.run, rows) for rows in (train, held_out)) if job.reference == "stored" else (),
         options={"role": "value"} if isinstance(job, RewardModelJob) else {},
     )
     devices = sft_devices(job, context.machine.device)
@@ -64,5 +65,6 @@ async def run_preference_job(job: PreferenceJob, context: JobContext) -> None:
     await run_loop(job, context, start, loop_of, lambda: close_run(placement))
 
 
-def _reference_path(examples: Any) -> str:
-    return str(examples.path.with_suffix(".reference.arrow"))
+def reference_path(run: RunDirectory, examples: Any) -> str:
+    """Log-probabilities of the run's own starting weights: unlike the rows, no other run may use them."""
+    return str(cache_dir(run) / examples.path.with_suffix(".reference.arrow").name)

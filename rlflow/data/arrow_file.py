@@ -56,9 +56,13 @@ def _code_digest() -> str:
     return digest.hexdigest()
 
 
-def write_arrow(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch], source_rows: int) -> None:
-    """Write the batches; the file gets its name when it is whole, and one of this name that another process has written meanwhile
-    is left alone. `source_rows`: rows before dropping.
+def write_arrow(
+    path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch], source_rows: int, *, is_shared: bool = False
+) -> None:
+    """Write the batches; the file gets its name when it is whole.
+
+    `source_rows`: rows before dropping. `is_shared`: what has this name is the same wherever it comes from; a file that another
+    process has written meanwhile is left alone, as processes of other nodes may have mapped it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(f".{uuid.uuid4().hex}.tmp")
@@ -70,7 +74,7 @@ def write_arrow(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]
         ):
             for batch in batches:
                 writer.write_batch(batch)
-        if not path.exists():  # a rename would take it from under processes of other nodes that have mapped it
+        if not (is_shared and path.exists()):
             unfinished.rename(path)
     finally:
         unfinished.unlink(missing_ok=True)

@@ -132,7 +132,7 @@ def tokenize_prompts(rows: Rows, tokenizer: "PreTrainedTokenizerBase", spec: Dat
     settings = spec.model_dump(include={"chat_template_kwargs", "system", "max_prompt_tokens", "overlong"})
     path = Path(cache_dir) / shared_name("prompts", rows.fingerprint(), tokenizer, settings)
     if not path.exists():
-        write_arrow(path, _PROMPT_SCHEMA, _tokenize_prompts(rows, tokenizer, spec), len(rows))
+        write_arrow(path, _PROMPT_SCHEMA, _tokenize_prompts(rows, tokenizer, spec), len(rows), is_shared=True)
     prompts = PromptSet(path, rows, spec)
     report_dropped(len(prompts), prompts.num_dropped, "max_prompt_tokens", spec.max_prompt_tokens)
     return prompts
@@ -157,7 +157,7 @@ def tokenize_conversations(
 def write_conversations(path: Path, rows: Rows, tokenizer: "PreTrainedTokenizerBase", spec: DataSpec) -> ConversationSet:
     """The training conversations of rows in a file of this name, which is opened if it is there. Raises `DataError`, as above."""
     if not path.exists():
-        write_arrow(path, CONVERSATION_SCHEMA, _tokenize_conversations(rows, tokenizer, spec), len(rows))
+        write_arrow(path, CONVERSATION_SCHEMA, _tokenize_conversations(rows, tokenizer, spec), len(rows), is_shared=True)
     conversations = ConversationSet(path)
     _warn_of_dropped(conversations.num_dropped, len(rows), "max_tokens", spec.max_tokens)
     if conversations.num_cut:

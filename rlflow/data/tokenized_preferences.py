@@ -73,7 +73,7 @@ def _tokenize(
     path = Path(cache_dir) / shared_name(name, rows.fingerprint(), tokenizer, settings)
     if not path.exists():
         found = list(units)
-        write_arrow(path, CONVERSATION_SCHEMA, _batches(found, tokenizer, spec), 2 * len(found))
+        write_arrow(path, CONVERSATION_SCHEMA, _batches(found, tokenizer, spec), 2 * len(found), is_shared=True)
     examples = ConversationSet(path)
     report_dropped(len(examples) // 2, examples.num_dropped // 2, "max_tokens", spec.max_tokens)
     return examples

@@ -134,8 +134,11 @@ def test_a_reward_model_and_a_judge_reward_completions_though_the_judge_dies(fol
     assert all({"reward_digits_mean", "reward_model_mean", "reward_judge_mean"} <= row.keys() for row in rows if row["step"])
     for row in rows[1:]:
         lines = (run_dir / "completions" / f"step-{row['step']:06d}.jsonl").read_text().splitlines()
-        judged = [value for line in lines if (value := json.loads(line)["rewards"]["judge"]) is not None]
-        assert len(judged) > len(lines) / 2 and set(judged) <= set(range(10)), "answers were lost with the engine"
+        for line in map(json.loads, lines):
+            judged = line["rewards"]["judge"]
+            assert judged in range(10) or (judged is None and "does not match the pattern" in line["error"]), (
+                "lost with the engine"
+            )
 
 
 def kill_judge(look, run_dir) -> int:

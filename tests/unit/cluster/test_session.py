@@ -49,8 +49,16 @@ def test_a_noted_cluster_that_answers_is_joined(noted):
 @pytest.mark.parametrize("address", ["auto", "itself"])
 def test_an_address_of_the_environment_that_does_not_answer_is_an_error(noted, closed, monkeypatch, address):
     noted(closed)
+    monkeypatch.setattr("rlflow.cluster.session.find_gcs_addresses", set)  # none runs here
     monkeypatch.setenv("RAY_ADDRESS", closed if address == "itself" else address)
     with pytest.raises(UserError, match=f"^RAY_ADDRESS: .*no Ray cluster answers at {closed}"):
         find_cluster()
     monkeypatch.setenv("RAY_ADDRESS", "local")
+    assert find_cluster() is None
+
+
+def test_auto_may_find_a_cluster_that_ray_start_has_not_noted(noted, closed, monkeypatch):
+    noted(closed)
+    monkeypatch.setattr("rlflow.cluster.session.find_gcs_addresses", lambda: {"127.0.0.1:6379"})
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
     assert find_cluster() is None

@@ -131,12 +131,14 @@ def test_of_two_writers_at_once_the_first_one_s_file_stays(tmp_path):
         meanwhile()
 
     def other():
-        write_arrow(path, schema, batches([1, 2], lambda: None), 2)
+        write_arrow(path, schema, batches([1, 2], lambda: None), 2, is_shared=True)
 
-    write_arrow(path, schema, batches([3], other), 1)
+    write_arrow(path, schema, batches([3], other), 1, is_shared=True)
     table, source_rows = map_arrow(path)
     assert (table["n"].to_pylist(), source_rows) == ([1, 2], 2)
     assert list(tmp_path.iterdir()) == [path]
+    write_arrow(path, schema, batches([3], lambda: None), 1)
+    assert map_arrow(path)[0]["n"].to_pylist() == [3], "what is not shared is written anew"
 
 
 def test_a_row_beyond_the_limit_is_named(tmp_path, write_jsonl, characters):

@@ -1,6 +1,7 @@
 """Rows that one run has read and tokenised are there for the next one."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from datasets.packaged_modules.json.json import Json
@@ -9,6 +10,7 @@ from transformers import PreTrainedTokenizerFast
 from rlflow.data.rows import Rows
 from rlflow.jobs.adapters import find_run
 from rlflow.jobs.checks import read_rows
+from rlflow.jobs.preference import reference_path
 from rlflow.observe.run_dir import RunDirectory
 from rlflow.spec.load import parse_job
 from tests.integration.job_runs import MODEL, grpo_spec, sft_spec
@@ -112,3 +114,9 @@ def test_a_part_s_fingerprint_is_that_of_its_content(folder):
     rows = [load_sources(spec, folder / name) for name in ("one", "two")]
     assert rows[0].fingerprint() == rows[1].fingerprint()
     assert Rows(rows[0].parts, rows[0].positions[::-1]).fingerprint() != rows[1].fingerprint()
+
+
+def test_the_reference_of_a_run_is_no_other_run_s(folder):
+    rows = SimpleNamespace(path=folder / "runs" / ".cache" / "pairs-1.arrow")
+    paths = [reference_path(RunDirectory(folder / "runs" / name), rows) for name in ("one", "two")]
+    assert paths == [str(folder / "runs" / name / "data" / "pairs-1.reference.arrow") for name in ("one", "two")]
