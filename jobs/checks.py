@@ -28,7 +28,9 @@ from rlflow.jobs.static_checks import static_problems
 from rlflow.observe.run_dir import RunDirectory
 from rlflow.rewards import check_plugins
 from rlflow.spec.jobs import GkdJob, InferJob, Job, RolloutJob
-from rlflow.spec.rewards import PluginSpec
+from rlflow.spec.rewards import JudgeSpec, ModelRewardSpec, PluginSpec
+
+_WITH_MODELS = (ModelRewardSpec, JudgeSpec)
 
 
 def check_specs(jobs: Sequence[Job]) -> None:
@@ -53,8 +55,11 @@ def check_specs(jobs: Sequence[Job]) -> None:
 
 
 def _check_rewards(job: Job, earlier_runs: Sequence[str]) -> None:
-    """Names that plugins give themselves may clash, models may not load. A single plugin has been imported already."""
-    if isinstance(job, RolloutJob | InferJob) and not (len(job.rewards) == 1 and isinstance(job.rewards[0], PluginSpec)):
+    """Models may not load, names may clash. Plugins, and names beside theirs, have been checked with the spec."""
+    if not isinstance(job, RolloutJob | InferJob):
+        return
+    has_plugins, has_models = (any(isinstance(reward, kind) for reward in job.rewards) for kind in (PluginSpec, _WITH_MODELS))
+    if has_models or not has_plugins:
         rewards = find_reward_models(without_models_of(job, tuple(earlier_runs)))
         check_plugins(rewards, max_completion_tokens=job.rollout.max_completion_tokens, cwd=os.getcwd())
 

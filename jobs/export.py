@@ -38,8 +38,10 @@ def check_options(push: str | None, hub: str, token: str | None, private: bool, 
         raise SpecError(f"--dtype: {dtype!r} is none of bfloat16, float16 and float32")
 
 
-def check_as_it_is(source: str, **changes: object) -> None:
-    """Raises `SpecError` if `source` is no directory of a model or adapters, or something of it is to be changed."""
+def check_as_it_is(source: str, push: str | None, **changes: object) -> None:
+    """Raises `SpecError` if `source` cannot be pushed as it is: no directory of a model or adapters, or to be changed."""
+    if push is None:
+        raise SpecError("--output: missing; or push a directory as it is, with --push REPO")
     folder = Path(source).expanduser()
     if not any((folder / name).is_file() for name in ("config.json", ADAPTER_CONFIG)):
         raise SpecError(f"--output: missing; only a directory of a model or of adapters can be pushed as it is, {source} is none")

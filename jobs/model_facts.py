@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rlflow.data.characters import build_character_tokenizer
-from rlflow.data.hugging_face_hub import may_be_id
+from rlflow.data.hugging_face_hub import cached_config, may_be_id
 from rlflow.errors import SpecError, UserError
 from rlflow.jobs.prepare import model_path
 from rlflow.learner.load_model import model_config, packaged_shapes
@@ -62,14 +62,12 @@ def _config_file(model: ModelSpec, runs: Path, field: str) -> Path | None:
 
 
 def _cached(repository: str, revision: str | None, field: str) -> Path | None:
-    from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
     try:
-        found = try_to_load_from_cache(repository, "config.json", revision=revision)
+        return cached_config(repository, revision)
     except HFValidationError:
         raise SpecError(f"{field}.path: {repository} is neither a directory nor a hub id") from None
-    return Path(found) if isinstance(found, str) else None
 
 
 @cache

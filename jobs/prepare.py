@@ -225,7 +225,7 @@ def row_format(job: Job) -> Any:
 
 
 def cache_dir(run: RunDirectory) -> Path:
-    """Where the tokenised windows of a stream lie, which are the run's own."""
+    """Where the run's own data lie: tokenised windows of a stream, stored references."""
     return run.path / "data"
 
 

@@ -20,6 +20,16 @@ def push(directory: Path, repository: str, *, hub: str, token: str | None, priva
         raise type(error)(_without(token, str(error))) from None
 
 
+def push_written(directory: Path, repository: str, *, hub: str, token: str | None, private: bool) -> str:
+    """Push what was just written. If that fails, the error says how it can be pushed without being written again."""
+    try:
+        return push(directory, repository, hub=hub, token=token, private=private)
+    except (UserError, HubError) as error:
+        where = f"--push {repository}{f' --hub {hub}' if hub != 'huggingface' else ''}{' --private' if private else ''}"
+        rest = f"not pushed; {directory} is whole: `rlflow export {directory} {where}` uploads it"
+        raise type(error)(f"{error}\n{rest}") from None
+
+
 def _to_huggingface(directory: Path, repository: str, token: str | None, private: bool) -> str:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError

@@ -87,7 +87,8 @@ def _run_unfinished(texts: Sequence[tuple[str, Job]], console: Console) -> dict[
 def _run_job(text: str, job: Job, rows: JobRows | None, machine: Machine, console: Console) -> float:
     run, begin = run_directory(job), time.time()
     with run.lock():
-        if not _is_finished(run, job):  # another process may have run it meanwhile
+        check_same_spec(run, job)  # again: another process may have made it meanwhile, or run it
+        if not run.has_succeeded:
             rows = _load_rows(job, run) if rows is None else rows
             _open_run(run, text, job)
             _train(run, place_job(job, machine_devices(machine)).job, rows, machine, console)
@@ -96,14 +97,6 @@ def _run_job(text: str, job: Job, rows: JobRows | None, machine: Machine, consol
 
 def _load_rows(job: Job, run: RunDirectory) -> JobRows:
     return (load_questions(job, run),) if isinstance(job, InferJob) else load_rows(job, run)
-
-
-def _is_finished(run: RunDirectory, job: Job) -> bool:
-    if not run.exists:
-        return False
-    check_same_spec(run, job)  # again: another process may have made it meanwhile
-    status = run.read_status()
-    return status is not None and status.state == "succeeded"
 
 
 def _open_run(run: RunDirectory, text: str, job: Job) -> None:

@@ -1,6 +1,7 @@
 """Problems of a spec that can be found without starting anything."""
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from rlflow.spec.jobs import DpoJob, InferJob, Job, RolloutJob
 from rlflow.spec.load import resolved
 from rlflow.spec.model import ModelSpec
 from rlflow.spec.preferences import PluginLossSpec
-from rlflow.spec.rewards import ModelRewardSpec, PluginSpec, with_token_limits
+from rlflow.spec.rewards import ModelRewardSpec, PluginSpec, resolve_names, with_token_limits
 from rlflow.spec.sources import FileSource, SelfCognitionSource
 
 
@@ -125,16 +126,24 @@ def _check_rewards(job: Job) -> None:
 
 
 def _check_plugins(job: Job) -> None:
-    """Plugins are imported, in processes of their own: a missing file or function, and what an import raises, is found."""
+    """Plugins are imported, in processes of their own: a missing file or function, and what an import raises, is found. So is a
+    name that two rewards have.
+    """
     if not isinstance(job, RolloutJob | InferJob):
         return
     plugins = {f"rewards[{i}].target": reward for i, reward in enumerate(job.rewards) if isinstance(reward, PluginSpec)}
     if not plugins:
         return
     try:
-        check_plugins(list(plugins.values()), max_completion_tokens=job.rollout.max_completion_tokens, cwd=os.getcwd())
+        tokens = job.rollout.max_completion_tokens
+        names = iter(check_plugins(list(plugins.values()), max_completion_tokens=tokens, cwd=os.getcwd()))
     except RewardPluginError as error:
         raise UserError("\n".join(_with_field(line, plugins) for line in str(error).splitlines())) from None
+    except SpecError as error:  # two plugins have one name; they were counted among themselves
+        places = [field.removesuffix(".target") for field in plugins]
+        raise SpecError(re.sub(r"rewards\[(\d+)\]", lambda match: places[int(match[1])], str(error))) from None
+    named = [each.model_copy(update={"name": next(names)}) if isinstance(each, PluginSpec) else each for each in job.rewards]
+    resolve_names(named)
 
 
 def _with_field(line: str, plugins: dict[str, PluginSpec]) -> str:

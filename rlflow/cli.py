@@ -270,34 +270,18 @@ def export(
     from rlflow.jobs.export import check_as_it_is, check_options
     from rlflow.jobs.export import export as write_model
     from rlflow.jobs.push import push as upload
+    from rlflow.jobs.push import push_written
 
     check_options(push, hub, token, private, dtype)
+    changes = {"adapter": adapter, "merge": merge, "dtype": dtype, "max_shard_size": max_shard_size}
     if output is None:
-        if push is None:
-            raise UserError("--output: missing; or push a directory as it is, with --push REPO")
-        check_as_it_is(source, adapter=adapter, merge=merge, dtype=dtype, max_shard_size=max_shard_size)
-        print(f"pushed: {upload(Path(source).expanduser(), push, hub=hub, token=token, private=private)}")
-        return
-    lines = write_model(
-        source,
-        output,
-        source_hub=check_hub(source_hub, "--source-hub"),
-        adapter=adapter,
-        merge=merge,
-        dtype=dtype,
-        max_shard_size=max_shard_size,
-        runs=runs,
-    )
-    for line in lines:
-        print(line)
+        check_as_it_is(source, push, **changes)
+    else:
+        for line in write_model(source, output, source_hub=check_hub(source_hub, "--source-hub"), runs=runs, **changes):
+            print(line)
     if push is not None:
-        try:
-            address = upload(output, push, hub=hub, token=token, private=private)
-        except RlflowError as error:
-            where = f"--push {push}{f' --hub {hub}' if hub != 'huggingface' else ''}{' --private' if private else ''}"
-            rest = f"not pushed; {output} is whole: `rlflow export {output} {where}` uploads it"
-            raise type(error)(f"{error}\n{rest}") from None
-        print(f"pushed: {address}")
+        directory, send = (Path(source).expanduser(), upload) if output is None else (output, push_written)
+        print(f"pushed: {send(directory, push, hub=hub, token=token, private=private)}")
 
 
 @app.command()

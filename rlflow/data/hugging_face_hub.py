@@ -41,6 +41,14 @@ def may_be_id(name: str) -> bool:
     return name.count("/") <= 1 and not name.startswith((".", "/", "~"))
 
 
+def cached_config(name: str, revision: str | None = None) -> Path | None:
+    """The config.json of a model in the hub's cache, if it is there. Raises `HFValidationError`: the name is no id."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(name, "config.json", revision=revision)
+    return Path(found) if isinstance(found, str) else None
+
+
 class _NotFoundError(Exception):
     """A model cannot be had; the message says why."""
 
@@ -53,7 +61,7 @@ def _find(name: str) -> str:
 
     cached = None
     try:
-        cached = _cached_directory(name)
+        cached = cached_config(name)
         retried(lambda: HfApi().model_info(name, timeout=_TIMEOUT_S))
         return name
     except HFValidationError:
@@ -64,7 +72,7 @@ def _find(name: str) -> str:
         reason = _reason(error)
     except transport_errors() as error:
         if cached is not None:
-            return cached
+            return str(cached.parent)
         reason = _reason(error)
     raise _NotFoundError(f"{_no_directory(name)}, and {reason}{_hint(name)}")
 
@@ -100,13 +108,6 @@ def _is_hiccup(error: BaseException) -> bool:
     if isinstance(error, _http_classes("TransportError")):
         return not isinstance(error, _http_classes("TimeoutException"))
     return error.__cause__ is not None and _is_hiccup(error.__cause__)
-
-
-def _cached_directory(name: str) -> str | None:
-    from huggingface_hub import try_to_load_from_cache
-
-    found = try_to_load_from_cache(name, "config.json")
-    return str(Path(found).parent) if isinstance(found, str) else None
 
 
 def _no_directory(name: str) -> str:

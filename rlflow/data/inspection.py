@@ -94,8 +94,7 @@ def prompt_encoder(tokenizer: "PreTrainedTokenizerBase", spec: DataSpec) -> Enco
     """For prompts of rollouts; nothing of them is trained."""
 
     def encode(value: list[Message], origin: str) -> list[RowSequence]:
-        text, ids = render_prompt(tokenizer, value, spec)
-        return [RowSequence("prompt", [(text, 0.0)], EncodedConversation(origin, ids, np.zeros(len(ids), np.float32)))]
+        return _prompt(origin, *render_prompt(tokenizer, value, spec))
 
     return encode
 
@@ -105,10 +104,13 @@ def question_encoder(tokenizer: "PreTrainedTokenizerBase", spec: DataSpec, respo
 
     def encode(value: list[Message], origin: str) -> list[RowSequence]:
         question = ask(tokenizer, value, spec, response_prefix)
-        ids = question.prompt_ids
-        return [RowSequence("prompt", [(question.text, 0.0)], EncodedConversation(origin, ids, np.zeros(len(ids), np.float32)))]
+        return _prompt(origin, question.text, question.prompt_ids)
 
     return encode
+
+
+def _prompt(origin: str, text: str, ids: list[int]) -> list[RowSequence]:
+    return [RowSequence("prompt", [(text, 0.0)], EncodedConversation(origin, ids, np.zeros(len(ids), np.float32)))]
 
 
 def fit_question(spec: DataSpec) -> Callable[[list[RowSequence]], list[EncodedConversation]]:

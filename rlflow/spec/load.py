@@ -5,7 +5,6 @@ import hashlib
 import json
 import re
 import typing
-from collections import defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,6 @@ from pydantic import BaseModel, ValidationError
 
 from rlflow.errors import SpecError
 from rlflow.spec.jobs import JOB_KINDS, Job
-
-_YAML_NAMES = defaultdict(lambda: "single value", {list: "list", str: "text"})
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -87,7 +84,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if document is None:
         raise SpecError(f"{path}: the file is empty")
     if not isinstance(document, dict):
-        raise SpecError(f"{path}: a spec is a mapping of fields (`kind: sft` and so on), this is a {_YAML_NAMES[type(document)]}")
+        found = {list: "list", str: "text"}.get(type(document), "single value")
+        raise SpecError(f"{path}: a spec is a mapping of fields (`kind: sft` and so on), this is a {found}")
     return document
 
 
@@ -116,7 +114,11 @@ def _yaml_problem(error: yaml.YAMLError) -> str:
     """Where in the file, and what."""
     mark = getattr(error, "problem_mark", None)
     place = "" if mark is None else f", line {mark.line + 1}, column {mark.column + 1}"
-    return f"{place}: not valid YAML: {getattr(error, 'problem', None) or ' '.join(str(error).split())}"
+    return f"{place}: not valid YAML: {_yaml_reason(error)}"
+
+
+def _yaml_reason(error: yaml.YAMLError) -> str:
+    return getattr(error, "problem", None) or " ".join(str(error).split())
 
 
 def _apply_override(document: dict[str, Any], override: str) -> None:
@@ -127,7 +129,7 @@ def _apply_override(document: dict[str, Any], override: str) -> None:
     try:
         value = yaml.load(text, Loader=_UniqueKeyLoader)
     except yaml.YAMLError as error:
-        raise SpecError(f"override {override!r}: not valid YAML: {getattr(error, 'problem', None) or error}") from None
+        raise SpecError(f"override {override!r}: not valid YAML: {_yaml_reason(error)}") from None
     target: Any = document
     for i, part in enumerate(parts[:-1]):
         target = (

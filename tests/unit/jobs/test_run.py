@@ -230,3 +230,14 @@ def test_a_second_driver_leaves_the_windows_of_the_first_alone(folder, refused):
     with first.lock():
         assert "is writing this run" in refused(spec)
     assert window.exists()
+
+
+def test_a_plugin_that_takes_the_name_of_another_reward(folder, refused):
+    code = "@rlflow.reward(name='accuracy')\ndef {}(sample):\n    return 1.0\n\n"
+    (folder / "some.py").write_text("import rlflow\n\n" + code.format("one") + code.format("two"))
+    one, two = ({"type": "plugin", "target": f"some.py:{name}"} for name in ("one", "two"))
+    data = rows(folder, chat("1+1"))
+    message = refused(grpo_spec(rewards=[{"type": "accuracy"}, one], data=data))
+    assert message.startswith("rewards[1]: the name 'accuracy' is already taken by rewards[0]")
+    message = refused(grpo_spec(rewards=[{"type": "format"}, one, two], data=data))
+    assert message.startswith("rewards[2]: the name 'accuracy' is already taken by rewards[1]")
