@@ -63,7 +63,9 @@ def run_jobs(jobs: Sequence[tuple[str, Job]]) -> int:
     check_specs([job for _, job in jobs])
     for _, job in jobs:
         if run_directory(job).has_succeeded:
-            logger.info(f"{job.run.name}: has been done already, nothing of it is run again (another run.name starts a new run)")
+            if isinstance(job, InferJob):
+                _check_answers(job)
+            logger.info(f"{job.run.name}: has been done already, nothing of it is run again (another name starts a new run)")
     unfinished = [(text, job) for text, job in jobs if not run_directory(job).has_succeeded]
     seconds = _run_unfinished(unfinished, console) if unfinished else {}
     runs = [(run_directory(job), job) for _, job in jobs]
@@ -72,6 +74,13 @@ def run_jobs(jobs: Sequence[tuple[str, Job]]) -> int:
     answered = [(job.run.name, run.read_result() or {}, output_path(job)) for run, job in runs if isinstance(job, InferJob)]
     print_answers([AnswersSummary(*summary) for summary in answered], console)
     return EXIT_DONE
+
+
+def _check_answers(job: InferJob) -> None:
+    """Raises `UserError` if a finished run's answers are gone, or are not those to the rows that there are now."""
+    if not output_path(job).is_file():
+        raise SpecError(f"infer.output: {output_path(job)} is gone, but the run that wrote it has ended; choose another run.name")
+    load_questions(job, run_directory(job))
 
 
 def _run_unfinished(texts: Sequence[tuple[str, Job]], console: Console) -> dict[str, float]:

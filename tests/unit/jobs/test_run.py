@@ -10,6 +10,7 @@ import pytest
 
 from rlflow.data.characters import build_character_tokenizer
 from rlflow.jobs import run
+from rlflow.jobs.prepare import load_questions
 from rlflow.observe.run_dir import RunDirectory
 from rlflow.spec.load import load_job, resolved
 from tests.integration.job_runs import MODEL, grpo_spec, sft_spec, write_job
@@ -241,3 +242,19 @@ def test_a_plugin_that_takes_the_name_of_another_reward(folder, refused):
     assert message.startswith("rewards[1]: the name 'accuracy' is already taken by rewards[0]")
     message = refused(grpo_spec(rewards=[{"type": "format"}, one, two], data=data))
     assert message.startswith("rewards[2]: the name 'accuracy' is already taken by rewards[1]")
+
+
+def test_a_finished_run_whose_rows_or_answers_changed_is_refused(folder, refused):
+    (folder / "rows.jsonl").write_text('{"query": "1+1"}\n')
+    spec = {"kind": "infer", "run": {"name": "answers"}, "model": MODEL, "rollout": {"max_completion_tokens": 8}}
+    spec |= {"data": {"sources": ["rows.jsonl"], "max_prompt_tokens": 32}, "infer": {"output": "out.jsonl"}}
+    path = write_job(folder, spec)
+    job, directory = load_job(str(path), []), RunDirectory(folder / "runs" / "answers")
+    directory.create(path.read_text(), resolved(job))
+    directory.write_rows(load_questions(job, directory).digests())
+    directory.write_status("succeeded")
+    assert "infer.output: " in (message := refused(spec)) and "is gone" in message
+    (folder / "out.jsonl").write_text("")
+    assert run.main([str(path)]) == 0
+    (folder / "rows.jsonl").write_text('{"query": "1+1"}\n{"query": "2+2"}\n')
+    assert "rows.jsonl has changed since" in refused(spec)
