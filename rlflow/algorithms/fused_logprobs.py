@@ -1,8 +1,9 @@
 """Log-probabilities and entropies of target tokens, straight from hidden states.
 
 The logits of all tokens never exist at once: forward and backward walk over chunks of tokens, and the backward pass computes
-a chunk's logits again instead of keeping them. Where the loss is a known linear function of the log-probabilities, the forward
-pass computes the gradients too, and each chunk's logits exist once (as in Liger's fused linear cross-entropy, Hsu et al. 2024).
+a chunk's logits again instead of keeping them. Where the loss's derivatives by the log-probabilities are known beforehand
+(cross-entropy, the policy gradient of an on-policy step), the forward pass computes the gradients too, and each chunk's logits
+exist once (as in Liger's fused linear cross-entropy, Hsu et al. 2024).
 """
 
 import math
@@ -34,7 +35,7 @@ class TokenScores(NamedTuple):
 
 
 class Slopes(NamedTuple):
-    """Derivatives of a loss that is linear in the scores, up to a common factor."""
+    """Derivatives of a loss by the scores, up to a common factor, where they do not depend on these."""
 
     logprobs_N: Tensor
     """float32 [N]: by the log-probabilities."""

@@ -1,5 +1,6 @@
 """Token losses. Every function works on the trained tokens of a micro-batch, laid out flat."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -95,7 +96,7 @@ class SmoothedCrossEntropy:
 
     smoothing: float = 0.0
 
-    def slopes(self, weights_N: Tensor) -> Slopes:
+    def slopes(self, weights_N: Tensor, advantages_N: Tensor, known: Mapping[str, Tensor]) -> Slopes:
         """Of the weighted sum of the token losses."""
         return Slopes((self.smoothing - 1) * weights_N, -self.smoothing * weights_N)
 
@@ -136,6 +137,19 @@ class PolicyLoss:
     entropy_coefficient: float = 0.0
     top_entropy_quantile: float = 1.0
     """Below 1 the learner gives `entropy_mask_N`: 1 for this share of the step's tokens, those of the highest entropy."""
+
+    def slopes(self, weights_N: Tensor, advantages_N: Tensor, known: Mapping[str, Tensor]) -> Slopes | None:
+        """Of the weighted sum of the token losses, if they are known before the log-probabilities are; `known`: of `LossInputs`.
+
+        On-policy every ratio is 1, and each surrogate has the policy gradient there: -A.
+        """
+        needs_logprobs = self.kl_coefficient or self.entropy_coefficient or self.correction != "none"
+        if needs_logprobs or "old_logprobs" in known or self.importance_sampling == "sequence":
+            return None
+        slopes_N = -weights_N * advantages_N * known.get("entropy_mask", 1.0)
+        if self.surrogate == "cispo":
+            slopes_N = slopes_N * min(1.0, self.clip_high)
+        return Slopes(slopes_N, torch.zeros_like(slopes_N))
 
     def __call__(self, inputs: LossInputs) -> tuple[Tensor, Means]:
         """Token losses [N] and metrics.

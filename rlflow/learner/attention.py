@@ -1,12 +1,13 @@
 """Attention over packed rows: each sequence of a row attends to itself only, without a mask of T x T.
 
-Registered with transformers under the name `rlflow`. On CUDA it calls torch's variable-length attention, or cuDNN's for
-sequences of one length; on CPU it runs scaled-dot-product attention once for each distinct length. Padded rows need no mask
-either: rows are padded on the right, so causal attention never looks at padding.
+Registered with transformers under the name `rlflow`. On CUDA it calls FlashAttention-4 or torch's variable-length attention,
+or cuDNN's for sequences of one length; on CPU it runs scaled-dot-product attention once for each distinct length. Padded rows
+need no mask either: rows are padded on the right, so causal attention never looks at padding.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from inspect import signature
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from rlflow.errors import LearnerError
+from rlflow.learner import flash_attention_4
 from rlflow.learner.transfer import to_device
 
 NAME = "rlflow"
@@ -113,14 +115,20 @@ def _uniform(query: Tensor, key: Tensor, value: Tensor, length: int, scaling: fl
 
 
 def _varlen(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scaling: float | None) -> Tensor:
-    from torch.nn.attention.varlen import varlen_attn
-
     query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
     bounds, longest = segments.boundaries_S, segments.longest
-    # torch 2.11 takes grouped-query heads as they are and does not know the argument that 2.13 wants for them.
-    grouped: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
-    output: Any = varlen_attn(query, key, value, bounds, bounds, longest, longest, scale=scaling, window_size=(-1, 0), **grouped)
-    return output[None]
+    if flash_attention_4.can_attend(query):
+        return flash_attention_4.attend(query, key, value, bounds, longest, scaling)[None]
+    attend, options = _torch_varlen()
+    return attend(query, key, value, bounds, bounds, longest, longest, scale=scaling, window_size=(-1, 0), **options)[None]
+
+
+@cache
+def _torch_varlen() -> tuple[Callable[..., Any], dict[str, Any]]:
+    """torch 2.11 takes grouped-query heads as they are and does not know the argument that 2.13 wants for them."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    return varlen_attn, {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
 
 
 def _by_length(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scaling: float | None) -> Tensor:

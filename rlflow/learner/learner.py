@@ -216,7 +216,7 @@ class Learner:
                 self._engine.optimizer.empty_partition_cache()
 
     def _build(self, micro_batch: MicroBatch, sequences: Mapping[int, TrainSequence], step: StepPlan) -> MicroBatchTensors:
-        return build_micro_batch(
+        batch = build_micro_batch(
             micro_batch,
             sequences,
             step.token_weights,
@@ -224,6 +224,8 @@ class Learner:
             device=self.device,
             multiple=self._spec.sequence_parallel,
         )
+        self._mover.begin_arrival()  # after the copies above, which would wait for it
+        return batch
 
     def _losses(
         self, batch: MicroBatchTensors, objective: Objective, known: Mapping[str, Scores], temperature: float | None = None
@@ -231,8 +233,8 @@ class Learner:
         flat = {name: batch.flatten(values) for name, values in known.items()}
         if hasattr(objective, "head_score"):
             batch = replace(batch, head_score=objective.head_score(flat))
-        if hasattr(objective, "slopes"):
-            batch = replace(batch, slopes=objective.slopes(batch.weights_N))
+        if torch.is_grad_enabled() and hasattr(objective, "slopes"):
+            batch = replace(batch, slopes=objective.slopes(batch.weights_N, batch.advantages_N, flat))
         output = self._engine(batch, self._temperature if temperature is None else temperature)
         losses, means = objective(self._model.inputs(output, batch, flat))
         weights = batch.sequence_weights_S if getattr(objective, "level", "token") == "sequence" else batch.weights_N
@@ -245,6 +247,7 @@ class Learner:
         return loss, means
 
     def _step(self) -> float:
+        self._mover.arrive()
         self._engine.step()
         norm = self._engine.get_global_grad_norm()
         norm = float(self._clipper.norm if norm is None else norm)
@@ -276,6 +279,7 @@ class Learner:
 
     def save(self, directory: Path, client_state: dict[str, Any]) -> None:
         """Write this rank's part of the training state (weights, optimiser, random state)."""
+        self._mover.arrive()
         self._files.save(directory, client_state)
 
     def load(self, directory: Path) -> dict[str, Any]:
@@ -283,6 +287,7 @@ class Learner:
 
         Raises `LearnerError` for another number of ranks or another ZeRO stage: the state is partitioned by both.
         """
+        self._mover.arrive()
         return self._files.load(directory)
 
     @property
@@ -297,6 +302,7 @@ class Learner:
     def release(self) -> None:
         """Free the engine."""
         self.exporter.release()
+        self._mover.arrive()  # its memory must not be freed while it is being filled
         if self.is_trained or self._zero_stage == 3:
             self._engine.destroy()
 

@@ -15,10 +15,10 @@ _GRADIENT_BUFFERS = ("grad_partitions_flat_buffer", "fp32_groups_gradients_flat"
 class StateMover:
     """Brings a DeepSpeed engine's states to one of three places.
 
-    full: everything on the device; weights: optimiser states and master weights in host memory, gradients nowhere; offloaded:
-    this rank's weights in host memory too. A storage is emptied and filled again in place, so that every view of it stays
-    valid, at any ZeRO stage and with any optimiser. (DeepSpeed's own `offload_states` knows stage 3 with FusedAdam, and keeps
-    the flat buffer of the weights on the device.)
+    full: everything on the device, the optimiser's part from `arrive` on; weights: optimiser states and master weights in host
+    memory, gradients nowhere; offloaded: this rank's weights in host memory too. A storage is emptied and filled again in
+    place, so that every view of it stays valid, at any ZeRO stage and with any optimiser. (DeepSpeed's own `offload_states`
+    knows stage 3 with FusedAdam, and keeps the flat buffer of the weights on the device.)
     """
 
     def __init__(self, engine: Any, model: nn.Module) -> None:
@@ -26,17 +26,37 @@ class StateMover:
         self._parameters: list[Any] = list(model.parameters())  # ZeRO-3 adds `ds_tensor`
         self._device = self._parameters[0].device.type
         self._weights, self._training, self._gradients = _Mirror(), _Mirror(), _Mirror(keeps_content=False)
+        self._transfer = torch.cuda.Stream() if self._device == "cuda" else None
+        """Where the optimiser's part comes back, while the passes before its step run."""
 
     def move(self, state: State) -> None:
-        """Go to `state`."""
+        """Go to `state`. To `full`, the optimiser's part has its memory back, and `arrive` brings its content."""
+        self.arrive()
         if state != "full" and hasattr(self._optimizer, "empty_partition_cache"):
             self._optimizer.empty_partition_cache()
         self._place(self._gradients, self._gradient_tensors(), on_device=state == "full")
-        self._place(self._training, self._training_tensors(), on_device=state == "full")
+        if state == "full":
+            self._training.allocate()
+        else:
+            self._place(self._training, self._training_tensors(), on_device=False)
         self._place(self._weights, self._weight_tensors(), on_device=state != "offloaded")
         if self._device == "cuda":
             torch.cuda.synchronize()
             torch.cuda.empty_cache()
+
+    def begin_arrival(self) -> None:
+        """Let the optimiser's part come back beside what runs next. Copies to the device that are asked for later wait for it."""
+        if self._transfer is not None and self._training.is_allocated:
+            with torch.cuda.stream(self._transfer):
+                self._training.fill()
+
+    def arrive(self) -> None:
+        """The optimiser's part of `full` is there for what runs from now on."""
+        self.begin_arrival()
+        if self._transfer is not None:
+            torch.cuda.current_stream().wait_stream(self._transfer)
+        elif self._training.is_allocated:
+            self._training.fill()
 
     def _place(self, mirror: "_Mirror", tensors: Iterable[Tensor], *, on_device: bool) -> None:
         if on_device:
@@ -69,6 +89,8 @@ class _Mirror:
     def __init__(self, *, keeps_content: bool = True) -> None:
         self._keeps_content = keeps_content
         self._taken: list[tuple[UntypedStorage, int]] = []
+        self.is_allocated = False
+        """Whether the storages have memory again, but not their content."""
         self._copies: list[Tensor] = []
 
     def take(self, tensors: Iterable[Tensor]) -> None:
@@ -84,13 +106,23 @@ class _Mirror:
 
     def restore(self) -> None:
         """Give the storages their memory back, with their content or zeros."""
-        for index, (storage, num_bytes) in enumerate(self._taken):
+        self.allocate()
+        self.fill()
+
+    def allocate(self) -> None:
+        """Give the storages their memory back; `fill` is to follow."""
+        for storage, num_bytes in self._taken:
             storage.resize_(num_bytes)
+        self.is_allocated = bool(self._taken)
+
+    def fill(self) -> None:
+        """Put the content, or zeros, in memory that has been allocated."""
+        for index, (storage, _) in enumerate(self._taken):
             if self._keeps_content:
                 _bytes_of(storage).copy_(self._copies[index], non_blocking=True)
             else:
                 _bytes_of(storage).zero_()
-        self._taken = []
+        self._taken, self.is_allocated = [], False
 
     def _copy_to_host(self) -> None:
         if [copy.numel() for copy in self._copies] != [num_bytes for _, num_bytes in self._taken]:

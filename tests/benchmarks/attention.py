@@ -1,8 +1,8 @@
 """Attention of packed rows, one layer, forward and backward: time, and how far the gradients are from float32's.
 
 usage: python tests/benchmarks/attention.py [--ways rlflow varlen fa4] [--heads 16 8] [--head-dim 128] [--tokens 16384]
-rlflow: what the learner runs (on a CPU the only one); varlen: torch's variable-length attention; fa4: the same with the
-FlashAttention-4 kernels that vLLM brings along in the place of torch's own.
+rlflow: what the learner runs (on a CPU the only one); varlen: torch's variable-length attention; fa4: the FlashAttention-4
+kernels that vLLM brings along.
 """
 
 import argparse
@@ -23,15 +23,14 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from common import report
 
-from rlflow.learner import attention
-from rlflow.learner.attention import Segments, segment_attention
+from rlflow.learner import flash_attention_4
+from rlflow.learner.attention import Segments, _torch_varlen, segment_attention
 
 WARM_UP, TIMED = 3, 10
-FA4_MODULE = "vllm.vllm_flash_attn.cute.interface"
 
 
 def main() -> None:
-    """Every way on the same numbers; fa4 last, because it takes the place of torch's kernels."""
+    """Every way on the same numbers."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--ways", nargs="+", default=["rlflow", "varlen", "fa4"], choices=["rlflow", "varlen", "fa4"])
     parser.add_argument("--heads", type=int, nargs=2, default=[16, 8], help="of queries, of keys")
@@ -102,10 +101,6 @@ def gradients(way: Callable[..., Tensor], inputs: list[Tensor], slope: Tensor) -
 def measure(way: str, case: Case) -> dict[str, float]:
     """Median time in ms, and relative errors of output and gradients."""
     is_gpu = case.slope.is_cuda
-    if way == "fa4":
-        from torch.nn.attention._fa4 import register_flash_attention_fa4
-
-        register_flash_attention_fa4(FA4_MODULE)
     segments = Segments.from_lengths(case.lengths, case.slope.device)
     # Heads before tokens, but as the projections of a model write them: tokens before heads in memory.
     dtype = torch.bfloat16 if is_gpu else torch.float32
@@ -114,8 +109,13 @@ def measure(way: str, case: Case) -> dict[str, float]:
     def run(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         if way == "rlflow":
             return segment_attention(torch.nn.Module(), query, key, value, None, rlflow_segments=segments)[0]
-        return attention._varlen(query, key, value, segments, None)
+        query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
+        bounds, longest = segments.boundaries_S, segments.longest
+        if way == "fa4":
+            return flash_attention_4.attend(query, key, value, bounds, longest, None)[None]
+        return varlen_attn(query, key, value, bounds, bounds, longest, longest, window_size=(-1, 0), **options)[None]
 
+    varlen_attn, options = _torch_varlen()
     seconds, found = [], []
     for _ in range(WARM_UP + TIMED):
         if is_gpu:

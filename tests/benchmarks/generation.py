@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", default=["vllm", "rlflow"], help="vllm, vllm-process or rlflow, each with :NAME")
     parser.add_argument("--engine", nargs="*", default=[], help="NAME=JSON: engine arguments of the ways with :NAME")
     parser.add_argument(
-        "--logprobs-every", type=int, default=0, help="every so many groups ask rlflow's engine for log-probabilities"
+        "--logprobs-every", type=int, default=0, help="every so many groups ask for log-probabilities, as those of a job do"
     )
     parser.add_argument("--scratch", type=Path, default=Path("/tmp/rlflow-benchmarks"))
     parser.add_argument("--profile", type=Path, help="write where the time of steps of `vllm` goes")
@@ -73,14 +73,24 @@ def prompts(arguments: Any) -> list[list[int]]:
 
 
 def run_vllm(arguments: Any, model: str, options: dict[str, Any]) -> dict[str, float]:
-    """vLLM's own LLM class, without detokenisation and log-probabilities."""
+    """vLLM's own LLM class, without detokenisation."""
     from vllm import LLM, SamplingParams
 
     begin = time.perf_counter()
     engine = LLM(model, dtype="bfloat16", load_format="dummy", max_model_len=PROMPT_TOKENS + arguments.tokens, **options)
     start = time.perf_counter() - begin
-    sampling = SamplingParams(n=arguments.completions, max_tokens=arguments.tokens, ignore_eos=True, detokenize=False)
     requests: Any = [{"prompt_token_ids": ids} for ids in prompts(arguments)]
+    sampling = [
+        SamplingParams(
+            n=arguments.completions,
+            max_tokens=arguments.tokens,
+            ignore_eos=True,
+            detokenize=False,
+            logprobs=0 if _asks(arguments, i) else None,
+            flat_logprobs=True,
+        )
+        for i in range(len(requests))
+    ]
     rates = []
     for _ in range(WARM_UP + TIMED):
         begin = time.perf_counter()
@@ -92,7 +102,7 @@ def run_vllm(arguments: Any, model: str, options: dict[str, Any]) -> dict[str, f
     return _figures(start, rates)
 
 
-def _profile_steps(engine: Any, requests: list[Any], sampling: Any, file: Path) -> None:
+def _profile_steps(engine: Any, requests: list[Any], sampling: list[Any], file: Path) -> None:
     """Steps in the middle of a batch, after the first hundred."""
 
     def steps() -> None:
@@ -100,7 +110,7 @@ def _profile_steps(engine: Any, requests: list[Any], sampling: Any, file: Path) 
             engine.step()
 
     for number, request in enumerate(requests):
-        engine.add_request(str(number), request, sampling)
+        engine.add_request(str(number), request, sampling[number])
     for _ in range(4):
         steps()
     begin = time.perf_counter()

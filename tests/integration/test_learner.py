@@ -164,6 +164,20 @@ def test_cutting_the_batch_changes_nothing_for_variants_of_the_loss(models, grou
         check(replace(case, ranks=ranks, micro_batch_tokens=budget, packing=packing), groups, expected)
 
 
+ON_POLICY = {"clip": {}, "cispo": {"surrogate": "cispo"}, "entropy-mask": {"surrogate": "sapo", "top_entropy_quantile": 0.3}}
+
+
+@pytest.mark.parametrize("variant", ON_POLICY)
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_an_on_policy_step_is_one_whose_old_log_probabilities_are_its_own(models, groups, ranks, variant):
+    """Its gradient is computed with the log-probabilities, since nothing in it depends on them."""
+    case = Case(models.tied, ranks, zero_stage=1, loss=PolicyLoss(**ON_POLICY[variant]))
+    results = [groups[ranks].run(train_one_step, case, on_policy)[0] for on_policy in (True, False)]
+    assert results[0].metrics == [pytest.approx(results[1].metrics[0], rel=RELATIVE, abs=1e-7)]
+    for name, weight in results[1].weights.items():
+        np.testing.assert_allclose(results[0].weights[name], weight, rtol=RELATIVE, atol=RELATIVE, err_msg=name)
+
+
 @pytest.mark.parametrize("mode", ["full", "selective"])
 @pytest.mark.parametrize(("tying", "packing"), [("tied", True), ("untied", False)])
 def test_gradient_checkpointing_changes_nothing(models, groups, expected, tying, packing, mode):
@@ -275,10 +289,12 @@ def test_policy_comes_back_when_scoring_fails(models, groups, ranks, stage):
         assert same
 
 
-@pytest.mark.parametrize(("ranks", "stage"), [(2, 3), (1, 2)])
-def test_a_checkpoint_continues_as_if_nothing_happened(models, groups, tmp_path, ranks, stage):
-    """In new processes; the reference of the checkpoint is the policy after the first step, not the model at the start."""
-    case = Case(models.untied, ranks, zero_stage=stage)
+@pytest.mark.parametrize(("ranks", "stage", "moves"), [(2, 3, False), (1, 2, True)])
+def test_a_checkpoint_continues_as_if_nothing_happened(models, groups, tmp_path, ranks, stage, moves):
+    """In new processes; the reference of the checkpoint is the policy after the first step, not the model at the start. With
+    `moves`, the optimiser's states have just come back when they are saved.
+    """
+    case = Case(models.untied, ranks, zero_stage=stage, moves=moves)
     saved = groups[ranks].run(step_save_step, case, tmp_path)
     groups[ranks].stop()
     for before, after in zip(saved, groups[ranks].run(load_step, case, tmp_path), strict=True):
@@ -322,6 +338,15 @@ def train(rank: Rank, case: Case) -> Training:
     if case.moves:
         learner.move("weights")  # as at a weight sync
     return Training(metrics, rank.weights())
+
+
+def train_one_step(rank: Rank, case: Case, on_policy: bool) -> Training:
+    """As `train`, of the first step alone."""
+    learner, batch = case.build(rank), case.batch
+    step = batch.plan.plan.steps[0]
+    known = known_scores(learner, [step], batch.sequences, case.loss, on_policy=on_policy)
+    metrics = learner.train_step(step, batch.sequences, case.loss, learning_rate=LEARNING_RATE, known=known)
+    return Training([metrics], rank.weights())
 
 
 def move_away_and_back(learner: Any) -> None:
@@ -414,6 +439,8 @@ def step_save_step(rank: Rank, case: Case, directory: Any) -> Continued:
     learner.train_step(second, batch.sequences, LOSS, learning_rate=LEARNING_RATE)
     torch.rand(rank.info.rank + 1)
     state = {"step": 2, "cursor": [3, 4]}
+    if case.moves:
+        move_away_and_back(learner)
     learner.save(directory, state)
     assert _equal(_scores(learner, case, reference=True), middle)
     return _continue(rank, case, state)

@@ -253,7 +253,7 @@ def test_gradients_computed_with_the_scores_are_those_computed_afterwards(monkey
         return scores, 3 * (token_losses_N * weights_N).sum()
 
     expected, later = losses(None)
-    scores, at_once = losses(loss.slopes(weights_N))
+    scores, at_once = losses(loss.slopes(weights_N, torch.zeros(N), {}))
     for value, wanted in zip(scores, expected, strict=True):
         assert torch.equal(value, wanted)
     for ours, theirs in zip(torch.autograd.grad(at_once, inputs), torch.autograd.grad(later, inputs), strict=True):
@@ -262,13 +262,17 @@ def test_gradients_computed_with_the_scores_are_those_computed_afterwards(monkey
 
 def test_slopes_of_another_loss_are_refused():
     hidden_NH, weight_VH, targets_N = problem()
-    scores = fused_logprobs(hidden_NH, weight_VH, targets_N, 1.0, SmoothedCrossEntropy().slopes(torch.ones(N)))
+    scores = fused_logprobs(
+        hidden_NH, weight_VH, targets_N, 1.0, SmoothedCrossEntropy().slopes(torch.ones(N), torch.zeros(N), {})
+    )
     with pytest.raises(AssertionError, match="not the one that the slopes are of"):
         torch.autograd.grad((scores.logprobs_N + scores.entropy_N).sum(), [hidden_NH])
 
 
 def test_without_weights_there_is_no_gradient():
     hidden_NH, weight_VH, targets_N = problem()
-    scores = fused_logprobs(hidden_NH, weight_VH, targets_N, 1.0, SmoothedCrossEntropy().slopes(torch.zeros(N)))
+    scores = fused_logprobs(
+        hidden_NH, weight_VH, targets_N, 1.0, SmoothedCrossEntropy().slopes(torch.zeros(N), torch.zeros(N), {})
+    )
     (gradient,) = torch.autograd.grad((scores.logprobs_N * 0).sum(), [hidden_NH])
     assert torch.equal(gradient, torch.zeros_like(gradient))

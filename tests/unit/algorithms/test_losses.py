@@ -259,3 +259,40 @@ def test_label_smoothing_is_cross_entropy_with_a_softened_target():
     losses, _ = SmoothedCrossEntropy(0.2)(given)
     expected = torch.nn.functional.cross_entropy(logits, targets, reduction="none", label_smoothing=0.2)
     assert torch.allclose(losses, expected)
+
+
+SURROGATES = {
+    "clip": PolicyLoss(0.8, 1.2),
+    "dual clip": PolicyLoss(0.8, 1.2, dual_clip=3.0),
+    "no room to clip": PolicyLoss(1.0, 1.0),
+    "gspo-token": PolicyLoss(importance_sampling="sequence_token"),
+    "cispo": PolicyLoss(surrogate="cispo"),
+    "cispo, low": PolicyLoss(surrogate="cispo", clip_high=0.7),
+    "sapo": PolicyLoss(surrogate="sapo", tau_positive=0.9, tau_negative=1.5),
+}
+
+
+@pytest.mark.parametrize("loss", SURROGATES.values(), ids=SURROGATES)
+@pytest.mark.parametrize("mask_N", [None, tensor(1, 0, 1, 1)])
+def test_slopes_of_an_on_policy_step_are_its_gradient(loss, mask_N):
+    advantages_N, weights_N = tensor(1.5, -1.0, 0.0, -0.3), tensor(0.2, 0.1, 0.4, 0.3)
+    logprobs_N = tensor(-0.1, -2.0, -1.0, -3.0).requires_grad_()
+    losses_N, _ = loss(inputs(logprobs_N, advantages_N, counts=(3, 1), entropy_mask_N=mask_N))
+    (expected,) = torch.autograd.grad((weights_N * losses_N).sum(), logprobs_N)
+    slopes = loss.slopes(weights_N, advantages_N, {} if mask_N is None else {"entropy_mask": mask_N})
+    torch.testing.assert_close(slopes.logprobs_N, expected)
+    assert not slopes.mean_logprobs_N.any()
+
+
+@pytest.mark.parametrize(
+    ("change", "known"),
+    [
+        ({"kl_coefficient": 0.1}, {}),
+        ({"entropy_coefficient": 0.1}, {}),
+        ({"correction": "truncate"}, {}),
+        ({"importance_sampling": "sequence"}, {}),
+        ({}, {"old_logprobs": tensor(-1.0)}),
+    ],
+)
+def test_slopes_that_depend_on_the_log_probabilities_are_not_known(change, known):
+    assert PolicyLoss(**change).slopes(tensor(1.0), tensor(1.0), known) is None
