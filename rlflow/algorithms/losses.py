@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, final
 
 import torch
 from torch import Tensor
@@ -119,6 +119,7 @@ def held_out_loss(inputs: LossInputs) -> tuple[Tensor, Means]:
     return losses_N, {**means, "accuracy": token_mean(torch.stack(sequences))}
 
 
+@final  # another `__call__` would need other slopes
 @dataclass(frozen=True, slots=True)
 class PolicyLoss:
     """The policy-gradient loss of PPO and the GRPO family, with KL penalty, entropy bonus and sampler correction."""

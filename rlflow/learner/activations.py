@@ -19,7 +19,6 @@ _KEPT = frozenset(
         "aten::_scaled_dot_product_efficient_attention",
         "aten::_scaled_dot_product_cudnn_attention",
         "torch_attn::_varlen_attn",
-        "rlflow::flash_attention_4",
     }
 )
 """Matrix products and attention: nearly all of a layer's work, in about two thirds of its activations."""

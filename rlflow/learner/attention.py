@@ -1,8 +1,8 @@
 """Attention over packed rows: each sequence of a row attends to itself only, without a mask of T x T.
 
-Registered with transformers under the name `rlflow`. On CUDA it calls FlashAttention-4 or torch's variable-length attention,
-or cuDNN's for sequences of one length; on CPU it runs scaled-dot-product attention once for each distinct length. Padded rows
-need no mask either: rows are padded on the right, so causal attention never looks at padding.
+Registered with transformers under the name `rlflow`. On CUDA it calls torch's variable-length attention, or cuDNN's for
+sequences of one length; on CPU it runs scaled-dot-product attention once for each distinct length. Padded rows need no mask
+either: rows are padded on the right, so causal attention never looks at padding.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +17,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from rlflow.errors import LearnerError
-from rlflow.learner import flash_attention_4
 from rlflow.learner.transfer import to_device
 
 NAME = "rlflow"
@@ -117,8 +116,6 @@ def _uniform(query: Tensor, key: Tensor, value: Tensor, length: int, scaling: fl
 def _varlen(query: Tensor, key: Tensor, value: Tensor, segments: Segments, scaling: float | None) -> Tensor:
     query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
     bounds, longest = segments.boundaries_S, segments.longest
-    if flash_attention_4.can_attend(query):
-        return flash_attention_4.attend(query, key, value, bounds, longest, scaling)[None]
     attend, options = _torch_varlen()
     return attend(query, key, value, bounds, bounds, longest, longest, scale=scaling, window_size=(-1, 0), **options)[None]
 

@@ -302,7 +302,7 @@ class Learner:
     def release(self) -> None:
         """Free the engine."""
         self.exporter.release()
-        self._mover.arrive()  # its memory must not be freed while it is being filled
+        self._mover.close()
         if self.is_trained or self._zero_stage == 3:
             self._engine.destroy()
 

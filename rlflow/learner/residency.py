@@ -58,6 +58,12 @@ class StateMover:
         elif self._training.is_allocated:
             self._training.fill()
 
+    def close(self) -> None:
+        """Nothing moves any more: memory that is being filled must not be freed."""
+        self.arrive()
+        if self._device == "cuda":
+            torch.cuda.synchronize()
+
     def _place(self, mirror: "_Mirror", tensors: Iterable[Tensor], *, on_device: bool) -> None:
         if on_device:
             mirror.restore()

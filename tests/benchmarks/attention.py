@@ -2,7 +2,7 @@
 
 usage: python tests/benchmarks/attention.py [--ways rlflow varlen fa4] [--heads 16 8] [--head-dim 128] [--tokens 16384]
 rlflow: what the learner runs (on a CPU the only one); varlen: torch's variable-length attention; fa4: the FlashAttention-4
-kernels that vLLM brings along.
+kernels that vLLM brings along (0.26: their backward pass ends in an illegal instruction on an H100).
 """
 
 import argparse
@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,14 +24,14 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from common import report
 
-from rlflow.learner import flash_attention_4
-from rlflow.learner.attention import Segments, _torch_varlen, segment_attention
+from rlflow.learner import attention
+from rlflow.learner.attention import Segments, segment_attention
 
 WARM_UP, TIMED = 3, 10
 
 
 def main() -> None:
-    """Every way on the same numbers."""
+    """Every way on the same numbers; fa4 last, because it may leave the GPU unusable to the process."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--ways", nargs="+", default=["rlflow", "varlen", "fa4"], choices=["rlflow", "varlen", "fa4"])
     parser.add_argument("--heads", type=int, nargs=2, default=[16, 8], help="of queries, of keys")
@@ -98,6 +99,17 @@ def gradients(way: Callable[..., Tensor], inputs: list[Tensor], slope: Tensor) -
     return [output.detach(), *(leaf.grad for leaf in leaves if leaf.grad is not None)]
 
 
+def flash_attention_4(query: Tensor, key: Tensor, value: Tensor, segments: Segments) -> Tensor:
+    """The kernels as vLLM brings them."""
+    from vllm.vllm_flash_attn.cute.interface import flash_attn_varlen_func
+
+    query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
+    bounds, longest = segments.boundaries_S, segments.longest
+    lengths: dict[str, Any] = {"max_seqlen_q": longest, "max_seqlen_k": longest}
+    output = flash_attn_varlen_func(query, key, value, cu_seqlens_q=bounds, cu_seqlens_k=bounds, causal=True, **lengths)
+    return (output[0] if isinstance(output, tuple) else output)[None]
+
+
 def measure(way: str, case: Case) -> dict[str, float]:
     """Median time in ms, and relative errors of output and gradients."""
     is_gpu = case.slope.is_cuda
@@ -109,13 +121,10 @@ def measure(way: str, case: Case) -> dict[str, float]:
     def run(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         if way == "rlflow":
             return segment_attention(torch.nn.Module(), query, key, value, None, rlflow_segments=segments)[0]
-        query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
-        bounds, longest = segments.boundaries_S, segments.longest
         if way == "fa4":
-            return flash_attention_4.attend(query, key, value, bounds, longest, None)[None]
-        return varlen_attn(query, key, value, bounds, bounds, longest, longest, window_size=(-1, 0), **options)[None]
+            return flash_attention_4(query, key, value, segments)
+        return attention._varlen(query, key, value, segments, None)
 
-    varlen_attn, options = _torch_varlen()
     seconds, found = [], []
     for _ in range(WARM_UP + TIMED):
         if is_gpu:
