@@ -5,14 +5,12 @@ import logging
 import os
 import signal
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from rich.console import Console
-from rich.logging import RichHandler
 
 from rlflow.cluster.session import choose_device, connect, dashboard_url
 from rlflow.errors import RlflowError, SpecError, UserError
@@ -35,6 +33,13 @@ from rlflow.spec.jobs import InferJob, Job, TrainingJob
 from rlflow.spec.load import job_metadata, load_job, parse_job, resolved
 
 EXIT_DONE, EXIT_FAILED, EXIT_USER_ERROR, EXIT_STOPPED = 0, 1, 2, 130
+_HELD_OUT = {
+    "eval_accuracy": "held-out accuracy",
+    "eval_preference_accuracy": "held-out preference accuracy",
+    "eval_reward": "held-out reward",
+    "eval_loss": "held-out loss",
+}
+"""What the closing table shows of a run: the first of these metrics that it has."""
 logger = logging.getLogger("rlflow")
 
 
@@ -67,9 +72,10 @@ def run_jobs(jobs: Sequence[tuple[str, Job]]) -> int:
                 _check_answers(job)
             logger.info(f"{job.run.name}: has been done already, nothing of it is run again (another name starts a new run)")
     unfinished = [(text, job) for text, job in jobs if not run_directory(job).has_succeeded]
-    seconds = _run_unfinished(unfinished, console) if unfinished else {}
+    if unfinished:
+        _run_unfinished(unfinished, console)
     runs = [(run_directory(job), job) for _, job in jobs]
-    trained = [_summary(run, job, seconds.get(job.run.name, 0.0)) for run, job in runs if isinstance(job, TrainingJob)]
+    trained = [_summary(run, job) for run, job in runs if isinstance(job, TrainingJob)]
     print_summary(trained, console)
     answered = [(job.run.name, run.read_result() or {}, output_path(job)) for run, job in runs if isinstance(job, InferJob)]
     print_answers([AnswersSummary(*summary) for summary in answered], console)
@@ -83,25 +89,25 @@ def _check_answers(job: InferJob) -> None:
     load_questions(job, run_directory(job))
 
 
-def _run_unfinished(texts: Sequence[tuple[str, Job]], console: Console) -> dict[str, float]:
-    """Run jobs one after the other; the seconds that each run took."""
+def _run_unfinished(texts: Sequence[tuple[str, Job]], console: Console) -> None:
+    """Run jobs one after the other."""
     jobs = [job for _, job in texts]
     rows = read_rows(jobs)
     machine = _machine(jobs)
     describe_job(job_metadata(jobs))
     check_jobs(jobs, machine)
-    return {job.run.name: _run_job(text, job, own, machine, console) for (text, job), own in zip(texts, rows, strict=True)}
+    for (text, job), own in zip(texts, rows, strict=True):
+        _run_job(text, job, own, machine, console)
 
 
-def _run_job(text: str, job: Job, rows: JobRows | None, machine: Machine, console: Console) -> float:
-    run, begin = run_directory(job), time.time()
+def _run_job(text: str, job: Job, rows: JobRows | None, machine: Machine, console: Console) -> None:
+    run = run_directory(job)
     with run.lock():
         check_same_spec(run, job)  # again: another process may have made it meanwhile, or run it
         if not run.has_succeeded:
             rows = _load_rows(job, run) if rows is None else rows
             _open_run(run, text, job)
             _train(run, place_job(job, machine_devices(machine)).job, rows, machine, console)
-    return time.time() - begin
 
 
 def _load_rows(job: Job, run: RunDirectory) -> JobRows:
@@ -177,15 +183,17 @@ def _machine(jobs: Sequence[Job]) -> Machine:
     return Machine(device, int(resources.get("CPU", 1)), int(resources.get("GPU", 0)))
 
 
-def _summary(run: RunDirectory, job: Job, seconds: float) -> RunSummary:
-    values = [value for row in run.read_metrics() if (value := row.get("eval_accuracy")) is not None]
+def _summary(run: RunDirectory, job: Job) -> RunSummary:
+    rows, status = run.read_metrics(), run.read_status()
+    metric = next((name for name in _HELD_OUT if any(row.get(name) is not None for row in rows)), "eval_accuracy")
+    values = [value for row in rows if (value := row.get(metric)) is not None]
     return RunSummary(
         name=job.run.name,
         kind=job.kind,
-        metric="held-out accuracy",
+        metric="expected held-out accuracy" if metric == "eval_accuracy" and job.kind == "sft" else _HELD_OUT[metric],
         before=values[0] if len(values) > 1 else None,
         after=values[-1] if values else None,
-        time_s=seconds,
+        time_s=status.time - status.started if status else 0.0,
         model_path=run.path / "model",
         report_path=run.path / "report.html",
         best_path=_best_model(run, job),
@@ -198,9 +206,19 @@ def _best_model(run: RunDirectory, job: Job) -> Path | None:
     return None if best is None else run.path / "checkpoints" / step_name(best[0]) / "model"
 
 
+class _ConsoleHandler(logging.Handler):
+    """Prints above a bar, a message a line: through a pipe there is no width to wrap at."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._console.print(self.format(record), markup=False, soft_wrap=True)
+
+
 def _log_to(console: Console) -> None:
-    handler = RichHandler(console=console, show_time=False, show_path=False, show_level=False)
-    logger.handlers[:] = [handler]
+    logger.handlers[:] = [_ConsoleHandler(console)]
     logger.setLevel(logging.INFO)
     logger.propagate = False
 

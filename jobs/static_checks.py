@@ -26,6 +26,9 @@ from rlflow.spec.preferences import PluginLossSpec
 from rlflow.spec.rewards import ModelRewardSpec, PluginSpec, resolve_names, with_token_limits
 from rlflow.spec.sources import FileSource, SelfCognitionSource
 
+_NAMED_FIELDS = 5
+"""Of the fields in which a spec is another one."""
+
 
 def static_problems(job: Job, earlier_runs: Sequence[str] = ()) -> list[str]:
     """Missing files, runs and plugins, limits that contradict each other: one line each."""
@@ -67,10 +70,11 @@ def all_models(job: Job) -> dict[str, ModelSpec]:
 
 def check_same_spec(run: RunDirectory, job: Job) -> None:
     """Raises `SpecError` if the run directory holds a run of another spec."""
-    difference = run.spec_difference(resolved(job)) if run.exists else None
-    if difference is not None:
+    fields = run.spec_differences(resolved(job)) if run.exists else []
+    if fields:
+        named = ", ".join(fields[:_NAMED_FIELDS]) + (", …" if len(fields) > _NAMED_FIELDS else "")
         raise SpecError(
-            f"run.name: {run.path} holds a run of another spec (other at {difference}); choose another run.name, or remove it"
+            f"run.name: {run.path} holds a run of another spec (other at {named}); choose another run.name, or remove it"
         )
 
 

@@ -183,6 +183,7 @@ def save_pretrained(causal_lm: Any, state: dict[str, Tensor], directory: Path, *
             causal_lm.save_pretrained(directory, state_dict=state, is_main_process=True, **options)
     finally:
         causal_lm.config._attn_implementation = attention
+    let_others_read(directory, "config.json")
 
 
 def _write_adapter(model: Any, state: dict[str, Tensor], directory: Path) -> None:
@@ -191,3 +192,10 @@ def _write_adapter(model: Any, state: dict[str, Tensor], directory: Path) -> Non
     directory.mkdir(parents=True)
     save_file(state, directory / "adapter_model.safetensors", metadata={"format": "pt"})
     model.peft_config["default"].save_pretrained(directory)
+    let_others_read(directory, "adapter_config.json")
+
+
+def let_others_read(directory: Path, example: str) -> None:
+    """safetensors makes files that their owner alone may read; give them the mode of `example`, which lies beside them."""
+    for file in directory.glob("*.safetensors"):
+        shutil.copymode(directory / example, file)

@@ -10,6 +10,7 @@ import torch
 from rlflow.errors import LearnerError, SpecError
 from rlflow.learner.activations import checkpoint_activations
 from rlflow.learner.attention import NAME, register
+from rlflow.learner.export import let_others_read
 from rlflow.learner.liger import use_liger_kernels
 from rlflow.learner.quantization import keep_layout, quantization_config
 from rlflow.spec.learner import LearnerSpec
@@ -63,6 +64,7 @@ def create_random_model(spec: RandomModelSpec, dtype: str, tokenizer: Any, direc
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.save_pretrained(directory)
+    let_others_read(directory, "config.json")
     tokenizer.save_pretrained(directory)
 
 

@@ -68,7 +68,8 @@ METRICS: dict[str, str] = {
     "checkpoint_seconds": "time in which a checkpoint was written, seconds",
     "eval_seconds": "time of the evaluation that followed this step, seconds",
     "idle_seconds": "time of the driver covered by no phase, seconds",
-    "eval_accuracy": "fraction of held-out prompts answered correctly",
+    "eval_accuracy": "held-out prompts answered correctly, sampled / prompts; in SFT the mean probability of the exact answer, "
+    "which is what sampling at temperature 1 is expected to give",
 }
 """Every fixed name and its meaning with unit."""
 

@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import platform
 import subprocess
+from collections.abc import Iterator
 from typing import Any
 
 PACKAGES = (
@@ -55,20 +56,18 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def first_difference(stored: Any, current: Any) -> str | None:
-    """Path of the first value in which two resolved specs differ (`rewards[1].weight`); None if equal."""
-    plain = json.loads(json.dumps(current))
-    path = _difference(stored, plain, "")
-    return path.lstrip(".") if path is not None else None
+def differences(stored: Any, current: Any) -> list[str]:
+    """Paths of the values in which two resolved specs differ (`rewards[1].weight`)."""
+    return [path.lstrip(".") for path in _differences(stored, json.loads(json.dumps(current)), "")]
 
 
-def _difference(stored: Any, current: Any, path: str) -> str | None:
+def _differences(stored: Any, current: Any, path: str) -> Iterator[str]:
     if isinstance(stored, dict) and isinstance(current, dict):
-        pairs = [(f"{path}.{key}", stored, current, key) for key in {**stored, **current}]
         missing = object()
-        found = (_difference(a.get(key, missing), b.get(key, missing), at) for at, a, b, key in pairs)
-        return next((at for at in found if at is not None), None)
-    if isinstance(stored, list) and isinstance(current, list) and len(stored) == len(current):
-        found = (_difference(a, b, f"{path}[{i}]") for i, (a, b) in enumerate(zip(stored, current, strict=True)))
-        return next((at for at in found if at is not None), None)
-    return None if stored == current else path
+        for key in {**stored, **current}:
+            yield from _differences(stored.get(key, missing), current.get(key, missing), f"{path}.{key}")
+    elif isinstance(stored, list) and isinstance(current, list) and len(stored) == len(current):
+        for i, (a, b) in enumerate(zip(stored, current, strict=True)):
+            yield from _differences(a, b, f"{path}[{i}]")
+    elif stored != current:
+        yield path

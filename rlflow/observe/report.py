@@ -18,6 +18,7 @@ from rlflow.observe.run_dir import RunDirectory, RunStatus
 CHARTS = (
     "reward_mean",
     "eval_accuracy",
+    "eval_preference_accuracy",
     "loss",
     "token_accuracy",
     "preference_accuracy",
@@ -65,7 +66,8 @@ def _facts(resolved: Mapping[str, Any], status: RunStatus | None, num_rows: int)
         facts["Status"] = f'<span class="{status.state}">{status.state}</span>'
         if status.message:
             facts["Message"] = f'<span class="text">{escape(status.message)}</span>'
-        facts["Steps"] = f"{status.step} of {status.total_steps}" if status.total_steps else f"{num_rows}"
+        counted = "Rows" if spec["kind"] == "infer" else "Steps"
+        facts[counted] = f"{status.step} of {status.total_steps}" if status.total_steps else f"{num_rows}"
         if status.best is not None:
             figures = ", ".join(f"{name} {value:.4g}" for name, value in status.best.items() if name != "step")
             facts["Best checkpoint"] = f"step {status.best['step']} ({escape(figures)})"
@@ -124,8 +126,9 @@ def _last_values(rows: list[MetricRow]) -> str:
 def _completions(run: RunDirectory) -> str:
     logged = list(run.completion_files().items())
     if not logged:
-        return '<p class="about">None were logged.</p>'
-    return "".join(_completion_table(step, path) for step, path in dict([logged[0], logged[-1]]).items())
+        return ""
+    tables = (_completion_table(step, path) for step, path in dict([logged[0], logged[-1]]).items())
+    return f"<h2>Completions</h2>{''.join(tables)}"
 
 
 def _completion_table(step: int, path: Path) -> str:

@@ -1,7 +1,7 @@
 """The run directory: where a run's spec, status, metrics, completions and checkpoints lie.
 
 spec.yaml  resolved.json  status.json  metrics.jsonl  report.html
-completions/step-000010.jsonl
+completions/step-000010.jsonl         of kinds that sample
 checkpoints/step-000010/{model/,state/,COMPLETE}
 model -> checkpoints/step-000010/model
 superseded/20250131-120000/           what a rollback took back
@@ -20,7 +20,7 @@ from rlflow.observe.checkpoints import CheckpointFolder, step_name, step_of
 from rlflow.observe.durable import json_line, write_json, write_json_lines, write_text
 from rlflow.observe.lock import RunLock
 from rlflow.observe.metrics import MetricRow, validate
-from rlflow.observe.provenance import first_difference, provenance
+from rlflow.observe.provenance import differences, provenance
 
 RunState = Literal["starting", "running", "succeeded", "failed", "stopped"]
 
@@ -75,8 +75,7 @@ class RunDirectory:
 
     def create(self, spec_yaml: str, resolved: Mapping[str, Any]) -> None:
         """Write the user's spec as it was, and the resolved one with the versions that this process runs."""
-        (self.path / "completions").mkdir(parents=True, exist_ok=True)
-        (self.path / "checkpoints").mkdir(exist_ok=True)
+        self.path.mkdir(parents=True, exist_ok=True)
         write_text(self.path / "spec.yaml", spec_yaml)
         write_json(self.path / "resolved.json", {"spec": dict(resolved), **provenance()})
 
@@ -84,9 +83,9 @@ class RunDirectory:
         """`resolved.json`: `spec`, `versions`, `git_revision`, `python`."""
         return json.loads((self.path / "resolved.json").read_text(encoding="utf-8"))
 
-    def spec_difference(self, resolved: Mapping[str, Any]) -> str | None:
-        """Dotted path of the first field in which `resolved` differs from the spec this run began with."""
-        return first_difference(self.read_resolved()["spec"], dict(resolved))
+    def spec_differences(self, resolved: Mapping[str, Any]) -> list[str]:
+        """Dotted paths of the fields in which `resolved` differs from the spec this run began with."""
+        return differences(self.read_resolved()["spec"], dict(resolved))
 
     def write_status(self, state: RunState, **fields: Any) -> None:
         """Replace `status.json`. `fields` are those of `RunStatus`; what is not given keeps its last value.

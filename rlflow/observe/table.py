@@ -43,7 +43,7 @@ def print_answers(rows: Sequence[AnswersSummary], console: Console) -> None:
         return
     table = Table()
     table.add_column("run", overflow="fold")
-    for heading in ("rows", "answers", "dropped", "failed", "tokens read", "written", "tok/s"):
+    for heading in ("rows", "answers", "dropped", "failed", "tokens read", "in answers", "sampled tok/s"):
         table.add_column(heading, justify="right")
     names = ("rows", "answers", "dropped", "failed", "prompt_tokens", "completion_tokens", "tokens_per_second")
     for row in rows:

@@ -242,5 +242,7 @@ def _unknown(name: Any, known: Iterable[str]) -> str:
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    known = list(known)
+    short_for = [field for field in known if name == "".join(word[:1] for word in field.split("_"))]  # lr: learning_rate
+    close = short_for or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else ""

@@ -1,5 +1,6 @@
 """What training leaves: adapters that alone have changed, and model directories that others can load."""
 
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,13 @@ def test_saved_adapters_load_with_peft(adapters):
 
 def test_model_with_adapters_loads_merged(adapters):
     _check_scores(adapters.scores, load_plain(str(adapters.directory / "model")))
+
+
+def test_all_files_have_the_same_mode(full, adapters):
+    """On storage that users share, a model that its owner alone may read is of no use to the others."""
+    for folder in (full.directory / "model", adapters.directory / "model", adapters.directory / "adapter"):
+        files = [file for file in folder.iterdir() if file.suffix in (".json", ".safetensors")]
+        assert len(files) > 1 and len({stat.S_IMODE(file.stat().st_mode) for file in files}) == 1
 
 
 def test_model_loads_with_transformers(full):

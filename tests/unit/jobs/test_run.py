@@ -2,11 +2,14 @@
 and what to do; and a run that is finished is not run again.
 """
 
+import io
 import json
 import logging
 import re
+from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 
 from rlflow.data.characters import build_character_tokenizer
 from rlflow.jobs import run
@@ -208,7 +211,40 @@ def test_a_finished_run_is_not_run_again(finished, capsys):
 def test_another_spec_under_the_same_name(finished, capsys):
     assert run.main([str(finished), "steps=7"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("run.name: ") and "other at steps" in line
+    assert line.startswith("run.name: ") and "(other at steps)" in line
+    assert run.main([str(finished), "steps=7", "run.seed=5", "learner.optimizer.learning_rate=0.5"]) == 2
+    assert "(other at run.seed, learner.optimizer.learning_rate, steps)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("kind", "row", "shown"),
+    [
+        ("sft", {"eval_accuracy": 0.25, "eval_loss": 3.0}, ("expected held-out accuracy", 0.25)),
+        ("grpo", {"eval_accuracy": 0.25, "eval_reward": 2.0}, ("held-out accuracy", 0.25)),
+        ("grpo", {"eval_reward": 2.0}, ("held-out reward", 2.0)),
+        ("dpo", {"eval_loss": 0.5, "eval_preference_accuracy": 0.75}, ("held-out preference accuracy", 0.75)),
+        ("sft", {"loss": 0.5}, ("expected held-out accuracy", None)),
+    ],
+)
+def test_the_closing_table_shows_what_was_measured_on_held_out_rows(tmp_path, kind, row, shown):
+    directory = RunDirectory(tmp_path / "x")
+    directory.create("", {})
+    directory.write_status("starting", started=1000.0)
+    directory.append_metrics({"step": 0, **dict.fromkeys(row, 0.0)})
+    directory.append_metrics({"step": 1, **row})
+    directory.write_status("succeeded", time=1062.5)
+    summary = run._summary(directory, SimpleNamespace(kind=kind, run=SimpleNamespace(name="x", keep_best=None)))
+    assert (summary.metric, summary.after) == shown
+    assert summary.before == (None if shown[1] is None else 0.0)
+    assert summary.time_s == 62.5, "also of a run that was done before"
+
+
+def test_a_message_stays_a_line_however_narrow_the_terminal(capsys):
+    logger = logging.Logger("a test's own")
+    logger.addHandler(run._ConsoleHandler(Console(width=20, file=io.StringIO())))
+    logger.info("[bold]" + "x" * 50)
+    (handler,) = logger.handlers
+    assert handler._console.file.getvalue() == "[bold]" + "x" * 50 + "\n"
 
 
 def test_streamed_rows_are_checked_too_and_read_anew_until_something_was_trained(folder, refused):

@@ -4,23 +4,24 @@ import sys
 
 import pytest
 
-from rlflow.observe.provenance import first_difference, git_revision
+from rlflow.observe.provenance import differences, git_revision
 
 
 @pytest.mark.parametrize(
-    ("stored", "current", "path"),
+    ("stored", "current", "paths"),
     [
-        ({"a": {"b": 1}}, {"a": {"b": 1}}, None),
-        ({"a": {"b": 1}}, {"a": {"b": 1.5}}, "a.b"),
-        ({"a": None}, {"a": {"b": 1}}, "a"),
-        ({"a": 1, "gone": 2}, {"a": 1}, "gone"),
-        ({"a": [1, {"b": 2}]}, {"a": (1, {"b": 3})}, "a[1].b"),
-        ({"a": [1]}, {"a": [1, 2]}, "a"),
-        ({"a": (1, 2)}, {"a": [1, 2]}, None),
+        ({"a": {"b": 1}}, {"a": {"b": 1}}, []),
+        ({"a": {"b": 1}}, {"a": {"b": 1.5}}, ["a.b"]),
+        ({"a": None}, {"a": {"b": 1}}, ["a"]),
+        ({"a": 1, "gone": 2}, {"a": 1}, ["gone"]),
+        ({"a": [1, {"b": 2}]}, {"a": (1, {"b": 3})}, ["a[1].b"]),
+        ({"a": [1]}, {"a": [1, 2]}, ["a"]),
+        ({"a": (1, 2)}, {"a": [1, 2]}, []),
+        ({"a": 1, "b": [{"c": 2}], "d": 3}, {"a": 2, "b": [{"c": 3}], "d": 3, "e": 0}, ["a", "b[0].c", "e"]),
     ],
 )
-def test_first_difference(stored, current, path):
-    assert first_difference(json.loads(json.dumps(stored)), current) == path
+def test_differences(stored, current, paths):
+    assert differences(json.loads(json.dumps(stored)), current) == paths
 
 
 def test_git_revision_tells_a_changed_tree(tmp_path, monkeypatch):

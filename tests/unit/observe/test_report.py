@@ -109,6 +109,17 @@ def test_nothing_is_loaded_from_outside_and_nothing_runs(run):
     assert "prefers-color-scheme: dark" in text
 
 
+@pytest.mark.parametrize(("kind", "counted"), [("sft", "Steps"), ("infer", "Rows")])
+def test_a_run_without_completions_has_no_part_for_them(tmp_path, kind, counted):
+    run = RunDirectory(tmp_path / "other")
+    run.create("", {"kind": kind, "model": {"path": "org/model"}})
+    run.append_metrics({"step": 3, "tokens_per_second": 5.0})
+    run.write_status("running", step=3, total_steps=9)
+    texts = Page(write_report(run).read_text()).texts
+    assert "Completions" not in texts
+    assert texts[texts.index(counted) + 1] == "3 of 9"
+
+
 def test_dollar_signs_and_long_texts(run):
     run.write_completions(1, [completion("The answer is $59$. " + "x" * 10 * SHOWN_CHARACTERS)])
     text = write_report(run).read_text()

@@ -35,11 +35,11 @@ def test_create_keeps_the_spec_as_written_and_adds_versions(run):
 
 def test_spec_difference_names_the_first_field(run):
     same = {"kind": "sft", "run": {"seed": 7}, "rewards": [{"weight": 1.0}]}
-    assert run.spec_difference(same) is None
-    assert run.spec_difference({**same, "run": {"seed": 8}}) == "run.seed"
-    assert run.spec_difference({**same, "run": {"seed": 7, "name": "x"}}) == "run.name"
-    assert run.spec_difference({**same, "rewards": [{"weight": 2.0}]}) == "rewards[0].weight"
-    assert run.spec_difference({**same, "rewards": []}) == "rewards"
+    assert run.spec_differences(same) == []
+    assert run.spec_differences({**same, "run": {"seed": 8}}) == ["run.seed"]
+    changed = {"run": {"seed": 7, "name": "x"}, "rewards": [{"weight": 2.0}]}
+    assert run.spec_differences({**same, **changed}) == ["run.name", "rewards[0].weight"]
+    assert run.spec_differences({**same, "rewards": []}) == ["rewards"]
 
 
 def test_status_keeps_what_is_not_given(run):

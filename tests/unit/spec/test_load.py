@@ -50,6 +50,7 @@ def load(tmp_path, text, overrides=()):
             {"learner": {"optimizer": {"learning_rat": 1}}},
             "learner.optimizer.learning_rat: unknown field; did you mean learning_rate?",
         ),
+        ({"learner": {"optimizer": {"lr": 1e-6}}}, "learner.optimizer.lr: unknown field; did you mean learning_rate?"),
         ({"grpo": {"los_type": 1}}, "grpo.los_type: unknown field; did you mean loss_type?"),
         ({"grpo": {"qqqqqq": 1}}, "grpo.qqqqqq: unknown field"),
         (
