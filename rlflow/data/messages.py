@@ -68,7 +68,7 @@ def read_text(value: Any, where: str) -> str:
     if isinstance(value, list):
         value = "".join(_read_block(block, where) for block in value)
     if not isinstance(value, str):
-        raise DataError(f"{where} is {_describe(value)}, expected text")
+        raise DataError(f"{where} is {'missing' if value is None else _describe(value)}, expected text")
     if not value.strip():
         raise DataError(f"{where} is empty")
     return value

@@ -79,6 +79,7 @@ class RolloutEngine:
             "generation_config": "vllm",
             "worker_extension_cls": _RECEIVER,
             "disable_log_stats": True,
+            "use_tqdm_on_load": False,
             # vLLM 0.32 rewinds the generator of a seeded request whose prompt it computes in parts, which only CUDA's can.
             **({} if on_gpu else {"enable_chunked_prefill": False}),
             **spec.engine,

@@ -69,7 +69,7 @@ def test_both_conversations_have_the_tools(row):
     ("row", "reason"),
     [
         ({"messages": GOOD, "rejected_response": "good"}, "are the same"),
-        ({"messages": GOOD, "rejected_response": None}, "rejected_response is nothing"),
+        ({"messages": GOOD, "rejected_response": None}, "rejected_response is missing"),
         ({"messages": [user("q")], "rejected_response": "bad"}, "ends in a user turn"),
         ({"messages": GOOD, "rejected_messages": [user("other"), assistant("bad")]}, "same prompt"),
         ({"chosen": "good", "rejected": "bad"}, "needs a column prompt"),
