@@ -30,11 +30,11 @@ class MemoryEstimate:
     """GiB on one device (or, without GPUs, in the machine's memory for all processes), and in host memory beside it."""
 
     learner_states: float
-    """Weights, gradients, master weights and moments of one rank."""
+    """Weights, gradients, master weights and moments of one rank; without GPUs of all ranks."""
     learner_peak: float
-    """States, activations, logits and gathered layers of one rank while it trains."""
+    """States, activations, logits and gathered layers of one rank while it trains; without GPUs of all ranks."""
     rollout: float
-    """Weights and KV cache of one engine while it samples."""
+    """Weights and KV cache of one engine while it samples; without GPUs of all engines."""
     rewards: float
     """Reward models, which stay beside whatever has its turn."""
     judges: float
@@ -67,17 +67,16 @@ def estimate_memory(
     assert isinstance(job, TrainingJob)
     roles = _roles(job, facts, others)
     rollout = rollout_gib(job, facts, device_gib=device_gib, on_gpu=on_gpu) if isinstance(job, RolloutJob) else 0.0
-    estimate = partial(estimate, learner_states=roles[0].states, rollout=rollout)
-    together = sum(role.peak for role in roles)
-    if not on_gpu:
-        learner_peak = (together + _LEARNER_CPU_GIB) * job.learner.num_ranks
-        return estimate(learner_peak=learner_peak, peak=learner_peak + rollout + beside, host=0.0)
-    if not isinstance(job, RolloutJob) or job.residency == "together":
-        learner_peak = together + _CONTEXT_GIB
-        return estimate(learner_peak=learner_peak, peak=learner_peak + rollout + beside, host=0.0)
-    learner_peak = max(role.peak for role in roles) + _CONTEXT_GIB
+    together = not on_gpu or not isinstance(job, RolloutJob) or job.residency == "together"
+    of_roles = sum if together else max
+    process, ranks = (_CONTEXT_GIB, 1) if on_gpu else (_LEARNER_CPU_GIB, job.learner.num_ranks)
+    learner_states = of_roles(role.states for role in roles) * ranks
+    learner_peak = (of_roles(role.peak for role in roles) + process) * ranks
+    estimate = partial(estimate, learner_states=learner_states, learner_peak=learner_peak, rollout=rollout)
+    if together:
+        return estimate(peak=learner_peak + rollout + beside, host=0.0)
     turns = max(learner_peak + _ASLEEP_GIB, rollout + _CONTEXT_GIB) + beside
-    return estimate(learner_peak=learner_peak, peak=turns, host=sum(role.host for role in roles))
+    return estimate(peak=turns, host=sum(role.host for role in roles))
 
 
 @dataclass(frozen=True, slots=True)

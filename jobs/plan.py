@@ -17,6 +17,7 @@ from rlflow.errors import SpecError, UserError
 from rlflow.jobs.kinds import KINDS
 from rlflow.jobs.memory import MemoryEstimate, estimate_memory
 from rlflow.jobs.model_facts import ModelFacts, model_facts
+from rlflow.jobs.remedies import remedies
 from rlflow.jobs.rewards import judges
 from rlflow.jobs.settle import settle
 from rlflow.jobs.static_checks import all_models, static_problems
@@ -25,6 +26,16 @@ from rlflow.spec.jobs import InferJob, Job, RolloutJob, TrainingJob
 from rlflow.spec.load import load_job, resolved
 from rlflow.spec.model import ModelSpec
 from rlflow.spec.rewards import JudgeSpec
+
+_PROCESSES = {
+    "learner_states": ("learner", "ranks"),
+    "learner_peak": ("learner", "ranks"),
+    "rollout": ("rollout", "engines"),
+    "rewards": ("reward", "workers"),
+    "judges": ("judge", "engines"),
+    "teacher": ("teacher", "ranks"),
+}
+"""Role and name of the processes that a line of the memory table counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +91,16 @@ class Plan:
         where = "per GPU" if self.devices.device == "gpu" else "of the machine"
         table = Table("memory", f"GiB {where}", title=f"expected memory ({self.devices.memory_gib:.0f} GiB {where})")
         for name, value in asdict(self.memory).items():
-            table.add_row(name.replace("_", " "), f"{value:.2f}")
+            table.add_row(name.replace("_", " ") + self._summed(name), f"{value:.2f}")
         return table
+
+    def _summed(self, name: str) -> str:
+        """Of how many processes a line of the memory table is the sum: without GPUs all of them share the machine's memory."""
+        if self.placement is None or self.devices.device == "gpu" or name not in _PROCESSES:
+            return ""
+        role, processes = _PROCESSES[name]
+        count = len(self.placement.seats_of(role))
+        return f", sum of {count} {processes}" if count > 1 else ""
 
 
 def plan(path: str, overrides: Sequence[str], assume_gpus: str | None) -> Plan:
@@ -98,26 +117,30 @@ def plan_job(job: Job, devices: Devices, earlier_runs: Sequence[str] = ()) -> Pl
 def place_job(job: Job, devices: Devices, earlier_runs: Sequence[str] = ()) -> Plan:
     """Plan a job that `static_problems` has checked."""
     problems = _device_problems(job, devices)
-    placement, facts, others, too_many = None, None, {}, []
+    placement, facts, others = None, None, {}
     try:
         placement = KINDS[job.kind].devices(job, devices.device)
-        too_many = _count_problems(placement, devices)
-        problems += too_many
+        problems += _count_problems(placement, devices)
+    except UserError as error:
+        problems += str(error).splitlines()
+    try:
         if job.model.from_run not in earlier_runs:
             facts = model_facts(job.model, Path(job.run.dir))
         others = _other_facts(job, earlier_runs)
     except UserError as error:
         problems += str(error).splitlines()
+    on_gpu = devices.device == "gpu"
+    settled = settle(job, facts, others, on_gpu=on_gpu, device_gib=devices.memory_gib)
     memory = None
     if facts is not None:
         problems += _shape_problems(job, facts)
-    on_gpu = devices.device == "gpu"
-    job = settle(job, facts, others, on_gpu=on_gpu, device_gib=devices.memory_gib)
-    if facts is not None:
-        problems += _learner_problems(job, facts) if isinstance(job, TrainingJob) else []
-        memory = estimate_memory(job, facts, others, on_gpu=on_gpu, device_gib=devices.memory_gib)
-        problems += [] if too_many else _memory_problems(job, memory, devices)
-    return Plan(job, devices, placement, facts, memory, list(dict.fromkeys(problems)))
+        problems += _learner_problems(settled, facts) if isinstance(settled, TrainingJob) else []
+        memory = estimate_memory(settled, facts, others, on_gpu=on_gpu, device_gib=devices.memory_gib)
+        problems += _memory_problems(memory, devices)
+        if memory.peak > devices.memory_gib:
+            changes = remedies(job, facts, others, on_gpu=on_gpu, device_gib=devices.memory_gib)
+            problems.append(_too_large(memory, devices, changes))
+    return Plan(settled, devices, placement, facts, memory, list(dict.fromkeys(problems)))
 
 
 def parse_devices(text: str) -> Devices:
@@ -235,7 +258,8 @@ def _learner_problems(job: TrainingJob, facts: ModelFacts) -> list[str]:
     return problems
 
 
-def _memory_problems(job: Job, memory: MemoryEstimate, devices: Devices) -> list[str]:
+def _memory_problems(memory: MemoryEstimate, devices: Devices) -> list[str]:
+    """Of what has GPUs of its own."""
     problems = []
     if devices.device == "gpu" and memory.judges > devices.memory_gib:
         needed = f"a judge needs about {memory.judges:.1f} GiB on each of its GPUs, there are {devices.memory_gib:.1f}"
@@ -243,17 +267,13 @@ def _memory_problems(job: Job, memory: MemoryEstimate, devices: Devices) -> list
     if devices.device == "gpu" and memory.teacher > devices.memory_gib:
         needed = f"it needs about {memory.teacher:.1f} GiB on each of its GPUs, there are {devices.memory_gib:.1f}"
         problems.append(f"teacher: {needed}; change teacher.num_ranks (more) or learner.micro_batch_tokens (fewer)")
-    if memory.peak > devices.memory_gib:
-        where = "on each GPU" if devices.device == "gpu" else "in the machine's memory"
-        role, remedy = _largest(job, devices)
-        needed = f"about {memory.peak:.1f} GiB are needed {where}, there are {devices.memory_gib:.1f}"
-        problems.append(f"{role}: {needed}; change {remedy}")
     return problems
 
 
-def _largest(job: Job, devices: Devices) -> tuple[str, str]:
-    """What takes the most memory, and what makes it smaller."""
-    if isinstance(job, InferJob):
-        on_gpu = devices.device == "gpu"
-        return "rollout", "rollout.tensor_parallel_size (more)" if on_gpu else "rollout.num_workers (fewer)"
-    return "learner", "learner.num_ranks (more), learner.micro_batch_tokens (fewer), learner.gradient_checkpointing or model.lora"
+def _too_large(memory: MemoryEstimate, devices: Devices, changes: Sequence[str]) -> str:
+    """The problem of a peak above the memory, under the name of what takes the most, with the changes that help."""
+    where = "on each GPU" if devices.device == "gpu" else "in the machine's memory"
+    role = "rollout" if memory.rollout > memory.learner_peak else "learner"
+    needed = f"about {memory.peak:.1f} GiB are needed {where}, there are {devices.memory_gib:.1f}"
+    advice = [f"change {', '.join(changes)}"] if changes else []
+    return f"{role}: {needed}; {' or '.join([*advice, 'take a smaller model'])}"

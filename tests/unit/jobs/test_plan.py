@@ -1,9 +1,12 @@
 """x of ranks that share experts or sequences, from packaged shapes alone."""
 
+import io
+import re
 import sys
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from rlflow.jobs.plan import Devices, Plan, parse_devices, plan_job
 from rlflow.spec.load import parse_job
@@ -155,6 +158,42 @@ def test_kernels_of_gpus_are_refused_on_a_processor():
     job = parse_job(spec("sft", "Qwen3-0.6B", learner={"liger_kernel": True}))
     assert plan_job(job, Devices("cpu", 2, 1000.0)).problems == ["learner.liger_kernel: the kernels need a GPU; set it to auto"]
     assert plan_job(job, parse_devices("1x80")).problems == []
+
+
+PROCESSOR = Devices("cpu", 4, 24.0)
+
+
+def shown(planned: Plan) -> dict[str, float]:
+    """The lines of the memory table, in GiB."""
+    output = io.StringIO()
+    Console(file=output, width=100).print(planned.render())
+    return {name.strip(): float(gib) for name, gib in re.findall(r"^│ (.+?) *│ +([\d.]+) *│$", output.getvalue(), re.MULTILINE)}
+
+
+def test_without_gpus_lines_are_sums_over_processes_that_add_up():
+    engines = {"num_workers": 2, "max_completion_tokens": 64}
+    changes = {"critic": {"path": "Qwen/Qwen3-1.7B"}, "rewards": [{"type": "accuracy"}], "rollout": engines}
+    lines = {
+        ranks: shown(plan_job(parse_job(spec("ppo", "Qwen3-0.6B", learner={"num_ranks": ranks}, **changes)), PROCESSOR))
+        for ranks in (1, 4)
+    }
+    four = lines[4]
+    states, peak = four["learner states, sum of 4 ranks"], four["learner peak, sum of 4 ranks"]
+    assert (0.6 + 1.7) * 18 < states < peak, "bytes a parameter, of policy and critic"
+    assert four["peak"] == pytest.approx(peak + four["rollout, sum of 2 engines"], abs=0.02)
+    assert lines[1]["learner states"] < states and lines[1]["learner peak"] < peak
+
+
+def test_too_few_cpus_hide_nothing_of_the_memory():
+    accuracy = [{"type": "accuracy"}]
+    many = parse_job(spec("grpo", "Qwen3-14B", rewards=accuracy, learner={"num_ranks": 16}))
+    cpus, memory = plan_job(many, PROCESSOR).problems
+    assert cpus.endswith("they need 8.5 CPUs, there are 4")
+    assert "GiB are needed in the machine's memory, there are 24.0" in memory
+    spread = parse_job(spec("grpo", "Qwen3-14B", rewards=accuracy, rollout={"tensor_parallel_size": 2}))
+    engines, memory = plan_job(spread, PROCESSOR).problems
+    assert engines.startswith("rollout.tensor_parallel_size: engines without GPU cannot be spread")
+    assert "GiB are needed in the machine's memory, there are 24.0" in memory
 
 
 def test_a_loss_of_a_module_beside_the_spec_is_found(tmp_path, monkeypatch):
