@@ -101,7 +101,9 @@ class _FusedLogprobs(torch.autograd.Function):
         if ctx.is_known:
             assert grads_N is not None and entropy_grads_N is None, "the loss is not the one that the slopes are of"
             grad_hidden, grad_weight, slopes_N = ctx.saved_tensors
-            factor = torch.dot(grads_N, slopes_N) / torch.dot(slopes_N, slopes_N).clamp_min(torch.finfo(torch.float32).tiny)
+            tiny = torch.finfo(torch.float32).tiny
+            unit = slopes_N.abs().sum().clamp_min(tiny)  # squares of small slopes would vanish
+            factor = torch.dot(grads_N / unit, slopes_N / unit) / (slopes_N / unit).square().sum().clamp_min(tiny)
             grad_weight = None if grad_weight is None else grad_weight.mul_(factor).to(ctx.weight_dtype)
             return grad_hidden.mul_(factor), grad_weight, None, None, None
         hidden_NH, weight_VH, targets_N, normalizers_N, entropies_N = ctx.saved_tensors

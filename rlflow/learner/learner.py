@@ -128,7 +128,7 @@ class Learner:
         with self._without_gradient():
             for micro_batch in step.ranks[self._info.rank]:
                 batch = self._build(micro_batch, sequences, step)
-                scores.update(batch.split(per_token(self._engine(batch, self._temperature))))
+                scores.update(batch.split(per_token(self._forward(batch))))
         return scores
 
     def ask_teacher(self, step: StepPlan, sequences: Mapping[int, TrainSequence]) -> dict[str, Scores]:
@@ -139,7 +139,7 @@ class Learner:
         with self._without_gradient():
             for micro_batch in step.ranks[self._info.rank]:
                 batch = self._build(micro_batch, sequences, step)
-                for name, values in self._engine(batch, self._temperature)._asdict().items():
+                for name, values in self._forward(batch)._asdict().items():
                     answers.setdefault(name, {}).update(batch.split(values))
         return answers
 
@@ -216,7 +216,7 @@ class Learner:
                 self._engine.optimizer.empty_partition_cache()
 
     def _build(self, micro_batch: MicroBatch, sequences: Mapping[int, TrainSequence], step: StepPlan) -> MicroBatchTensors:
-        batch = build_micro_batch(
+        return build_micro_batch(
             micro_batch,
             sequences,
             step.token_weights,
@@ -224,8 +224,10 @@ class Learner:
             device=self.device,
             multiple=self._spec.sequence_parallel,
         )
-        self._mover.begin_arrival()  # after the copies above, which would wait for it
-        return batch
+
+    def _forward(self, batch: MicroBatchTensors, temperature: float | None = None) -> Any:
+        self._mover.begin_arrival()  # after the batch's copies to the device, which would wait for it
+        return self._engine(batch, self._temperature if temperature is None else temperature)
 
     def _losses(
         self, batch: MicroBatchTensors, objective: Objective, known: Mapping[str, Scores], temperature: float | None = None
@@ -235,7 +237,7 @@ class Learner:
             batch = replace(batch, head_score=objective.head_score(flat))
         if torch.is_grad_enabled() and hasattr(objective, "slopes"):
             batch = replace(batch, slopes=objective.slopes(batch.weights_N, batch.advantages_N, flat))
-        output = self._engine(batch, self._temperature if temperature is None else temperature)
+        output = self._forward(batch, temperature)
         losses, means = objective(self._model.inputs(output, batch, flat))
         weights = batch.sequence_weights_S if getattr(objective, "level", "token") == "sequence" else batch.weights_N
         loss = (losses * weights).sum()

@@ -1,5 +1,6 @@
 """Moving a learner's states off its device and back."""
 
+import itertools
 import weakref
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal
@@ -10,6 +11,8 @@ from torch import Tensor, UntypedStorage, nn
 State = Literal["offloaded", "weights", "full"]
 _GRADIENT_BUFFERS = ("grad_partitions_flat_buffer", "fp32_groups_gradients_flat")
 """DeepSpeed's gradient memory that outlives a step (ZeRO-3; bf16 at ZeRO-1). Its content does not."""
+_ZERO_3_MASTERS = "fp32_partitioned_groups_flat"
+"""ZeRO-3 shows its master weights to the optimiser only while it steps."""
 
 
 class StateMover:
@@ -74,11 +77,13 @@ class StateMover:
         return (getattr(parameter, "ds_tensor", parameter.data) for parameter in self._parameters)
 
     def _training_tensors(self) -> Iterator[Tensor]:
-        """Moments, and what they belong to: the master weights (or in float32 at stage 0 the weights, which stay)."""
+        """The master weights (in float32 at stage 0 the weights are these, and stay), and from the first step on the moments."""
         weights = {tensor.untyped_storage().data_ptr() for tensor in self._weight_tensors()}
-        for parameter, state in getattr(_torch_optimizer(self._optimizer), "state", {}).items():
-            if parameter.untyped_storage().data_ptr() not in weights:
-                yield parameter
+        optimizer = _torch_optimizer(self._optimizer)
+        groups = [group["params"] for group in getattr(optimizer, "param_groups", ())]
+        masters = [*itertools.chain(*groups), *_tensors(getattr(self._optimizer, _ZERO_3_MASTERS, None))]
+        yield from (master for master in masters if master.untyped_storage().data_ptr() not in weights)
+        for state in getattr(optimizer, "state", {}).values():
             yield from (value for value in state.values() if isinstance(value, Tensor))
 
     def _gradient_tensors(self) -> Iterator[Tensor]:
@@ -131,8 +136,9 @@ class _Mirror:
         self._taken, self.is_allocated = [], False
 
     def _copy_to_host(self) -> None:
-        if [copy.numel() for copy in self._copies] != [num_bytes for _, num_bytes in self._taken]:
-            self._copies = [_pinned(num_bytes) for _, num_bytes in self._taken]
+        known = self._copies  # page-locking takes time, and the moments come later than the rest
+        fits = [i < len(known) and known[i].numel() == num_bytes for i, (_, num_bytes) in enumerate(self._taken)]
+        self._copies = [known[i] if fits[i] else _pinned(num_bytes) for i, (_, num_bytes) in enumerate(self._taken)]
         for copy, (storage, _) in zip(self._copies, self._taken, strict=True):
             copy.copy_(_bytes_of(storage), non_blocking=True)
         if torch.cuda.is_available():

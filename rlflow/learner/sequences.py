@@ -62,7 +62,7 @@ class MicroBatchTensors:
     head_score: HeadScore | None = None
     """What the output head computes instead of the targets' scores (distillation)."""
     slopes: Slopes | None = None
-    """Of an objective that is linear in the scores."""
+    """Of an objective whose derivatives by the scores are known beforehand."""
 
     def flatten(self, per_sequence: Mapping[int, Tensor]) -> Tensor:
         """Per-sequence values [n, ...] in the order of this micro-batch, [N, ...] on its device."""

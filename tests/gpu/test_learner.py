@@ -4,9 +4,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
+import torch
 
+from rlflow.learner.residency import _Mirror
 from tests.gpu.agreement import assert_agrees
 from tests.integration.engines import RankGroup, save_tiny_model
+from tests.integration.learner_rank import Rank
+from tests.integration.plain_training import Training
 from tests.integration.test_learner import Case, train
 
 
@@ -42,3 +46,22 @@ def whole(request, ranks, tmp_path_factory):
 def test_ways_to_train_agree(ranks, whole, change):
     case, expected = whole
     assert_agrees(ranks.run(train, replace(case, **change))[0], expected)
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_states_that_are_still_on_their_way_are_waited_for(ranks, whole, stage):
+    case, expected = whole
+    assert_agrees(ranks.run(train_with_slow_transfers, replace(case, moves=True, zero_stage=stage))[0], expected)
+
+
+def train_with_slow_transfers(rank: Rank, case: Case) -> Training:
+    """As `train`; what comes back to the device does so a tenth of a second late."""
+    fill = _Mirror.fill
+
+    def late(mirror: _Mirror) -> None:
+        torch.cuda._sleep(200_000_000)  # cycles, on the stream of the transfer
+        fill(mirror)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_Mirror, "fill", late)
+        return train(rank, case)

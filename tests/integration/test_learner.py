@@ -167,11 +167,11 @@ def test_cutting_the_batch_changes_nothing_for_variants_of_the_loss(models, grou
 ON_POLICY = {"clip": {}, "cispo": {"surrogate": "cispo"}, "entropy-mask": {"surrogate": "sapo", "top_entropy_quantile": 0.3}}
 
 
+@pytest.mark.parametrize(("ranks", "stage"), [(1, 1), (2, 3)])
 @pytest.mark.parametrize("variant", ON_POLICY)
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_an_on_policy_step_is_one_whose_old_log_probabilities_are_its_own(models, groups, ranks, variant):
+def test_an_on_policy_step_is_one_whose_old_log_probabilities_are_its_own(models, groups, ranks, stage, variant):
     """Its gradient is computed with the log-probabilities, since nothing in it depends on them."""
-    case = Case(models.tied, ranks, zero_stage=1, loss=PolicyLoss(**ON_POLICY[variant]))
+    case = Case(models.tied, ranks, zero_stage=stage, loss=PolicyLoss(**ON_POLICY[variant]))
     results = [groups[ranks].run(train_one_step, case, on_policy)[0] for on_policy in (True, False)]
     assert results[0].metrics == [pytest.approx(results[1].metrics[0], rel=RELATIVE, abs=1e-7)]
     for name, weight in results[1].weights.items():
@@ -292,7 +292,7 @@ def test_policy_comes_back_when_scoring_fails(models, groups, ranks, stage):
 @pytest.mark.parametrize(("ranks", "stage", "moves"), [(2, 3, False), (1, 2, True)])
 def test_a_checkpoint_continues_as_if_nothing_happened(models, groups, tmp_path, ranks, stage, moves):
     """In new processes; the reference of the checkpoint is the policy after the first step, not the model at the start. With
-    `moves`, the optimiser's states have just come back when they are saved.
+    `moves`, the optimiser's states have just come back when they are saved, and when others are loaded in their place.
     """
     case = Case(models.untied, ranks, zero_stage=stage, moves=moves)
     saved = groups[ranks].run(step_save_step, case, tmp_path)
@@ -350,15 +350,16 @@ def train_one_step(rank: Rank, case: Case, on_policy: bool) -> Training:
 
 
 def move_away_and_back(learner: Any) -> None:
-    """Every way from one place to another."""
+    """Every way from one place to another, some before the states are used; master weights exist before the first step."""
     parameter = next(learner._model.parameters())
     weights = getattr(parameter, "ds_tensor", parameter.data).untyped_storage()
-    for state, holds_weights in {"weights": True, "offloaded": False, "full": True}.items():
+    training = [tensor.untyped_storage() for tensor in learner._mover._training_tensors()]
+    assert training
+    ways = ("weights", "offloaded", "full", "weights", "full", "offloaded", "weights", "offloaded", "weights", "full")
+    for state in ways:
         learner.move(state)
-        assert bool(weights.nbytes()) == holds_weights
-    learner.move("offloaded")
-    learner.move("weights")
-    learner.move("full")
+        assert bool(weights.nbytes()) == (state != "offloaded")
+        assert all(bool(storage.nbytes()) == (state == "full") for storage in training)
 
 
 def train_on_one_sequence(rank: Rank, model: str) -> dict[str, float]:
@@ -449,6 +450,8 @@ def step_save_step(rank: Rank, case: Case, directory: Any) -> Continued:
 def load_step(rank: Rank, case: Case, directory: Any) -> Continued:
     """As `step_save_step` after its save."""
     learner = case.build(rank, keep_reference=True)
+    if case.moves:
+        move_away_and_back(learner)
     return _continue(rank, case, learner.load(directory))
 
 
