@@ -172,7 +172,7 @@ def test_stopped_job_says_so_and_goes_on(tmp_path, ray_head):
 
 
 def test_more_workers_than_the_cluster_holds(tmp_path, ray_head):
-    result = run(tmp_path, write_job(tmp_path, sft_spec(learner={"num_ranks": 512})), env=ray_head.driver_env)
+    result = run(tmp_path, write_job(tmp_path, sft_spec(learner={"num_ranks": 5})), env=ray_head.driver_env)
     assert result.returncode == 2
     (line,) = result.stderr.strip().splitlines()
     assert line.startswith("learner.num_ranks") and line.endswith("there are 2")
