@@ -1,8 +1,6 @@
 """Generation throughput of one engine: the same requests straight to vLLM, and through rlflow's rollout engine.
 
 usage: python tests/benchmarks/generation.py --tokenizer DIR [--shape qwen3-0.6b] [--ways vllm rlflow] [--out FILE]
-vllm: its `LLM` in one process; vllm-process: with its engine process; vllm-light: in one process, the scheduler asks the manager
-of the cache only for requests that begin a block.
 """
 
 import argparse
@@ -32,9 +30,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=32)
     parser.add_argument("--completions", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=512)
-    parser.add_argument(
-        "--ways", nargs="+", default=["vllm", "rlflow"], help="vllm, vllm-process, vllm-light or rlflow, each with :NAME"
-    )
+    parser.add_argument("--ways", nargs="+", default=["vllm", "rlflow"], help="vllm, vllm-process or rlflow, each with :NAME")
     parser.add_argument("--engine", nargs="*", default=[], help="NAME=JSON: engine arguments of the ways with :NAME")
     parser.add_argument(
         "--logprobs-every", type=int, default=0, help="every so many groups ask for log-probabilities, as those of a job do"
@@ -52,7 +48,7 @@ def main() -> None:
         )
         options = {"max_num_seqs": 256, "gpu_memory_utilization": 0.5, **json.loads(engines.get(name, "{}"))}
         part = run_rlflow if way == "rlflow" else run_vllm
-        if way in ("vllm", "vllm-light"):
+        if way == "vllm":
             os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         print(json.dumps(part(arguments, model, options)))
         return
@@ -83,8 +79,6 @@ def run_vllm(arguments: Any, model: str, options: dict[str, Any]) -> dict[str, f
     begin = time.perf_counter()
     engine = LLM(model, dtype="bfloat16", load_format="dummy", max_model_len=PROMPT_TOKENS + arguments.tokens, **options)
     start = time.perf_counter() - begin
-    if arguments.part.startswith("vllm-light"):
-        ask_less(engine.llm_engine)
     requests: Any = [{"prompt_token_ids": ids} for ids in prompts(arguments)]
     sampling = [
         SamplingParams(
@@ -106,27 +100,6 @@ def run_vllm(arguments: Any, model: str, options: dict[str, Any]) -> dict[str, f
     if arguments.profile and arguments.part == "vllm":
         _profile_steps(engine.llm_engine, requests, sampling, arguments.profile)
     return _figures(start, rates)
-
-
-def ask_less(engine: Any) -> None:
-    """For most tokens a request needs no new block and completes none: its manager then has nothing to do."""
-    manager = engine.engine_core.engine_core.scheduler.kv_cache_manager
-    (of_layers,) = manager.coordinator.single_type_managers
-    size, blocks_of, nothing = of_layers.block_size, of_layers.req_to_blocks, manager.empty_kv_cache_blocks
-    allocate, cache = manager.allocate_slots, manager.cache_blocks
-
-    def allocate_slots(request: Any, num_new_tokens: int, *others: Any, num_lookahead_tokens: int = 0, **more: Any) -> Any:
-        computed = request.num_computed_tokens
-        is_inside = computed % size and computed < len(blocks_of[request.request_id]) * size
-        if num_new_tokens == 1 and is_inside and not (others or num_lookahead_tokens or more):
-            return nothing
-        return allocate(request, num_new_tokens, *others, num_lookahead_tokens=num_lookahead_tokens, **more)
-
-    def cache_blocks(request: Any, num_computed_tokens: int) -> None:
-        if num_computed_tokens % size == 0 or request.num_output_tokens < 2:
-            cache(request, num_computed_tokens)
-
-    manager.allocate_slots, manager.cache_blocks = allocate_slots, cache_blocks
 
 
 def _profile_steps(engine: Any, requests: list[Any], sampling: list[Any], file: Path) -> None:
