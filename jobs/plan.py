@@ -138,7 +138,7 @@ def place_job(job: Job, devices: Devices, earlier_runs: Sequence[str] = ()) -> P
         memory = estimate_memory(settled, facts, others, on_gpu=on_gpu, device_gib=devices.memory_gib)
         problems += _memory_problems(memory, devices)
         if memory.peak > devices.memory_gib:
-            changes = remedies(job, facts, others, on_gpu=on_gpu, device_gib=devices.memory_gib)
+            changes = remedies(job, memory.peak, facts, others, on_gpu=on_gpu, device_gib=devices.memory_gib)
             problems.append(_too_large(memory, devices, changes))
     return Plan(settled, devices, placement, facts, memory, list(dict.fromkeys(problems)))
 

@@ -13,19 +13,20 @@ _NOTICEABLE = 0.99
 """A change that leaves more than this share of the peak is not worth naming."""
 
 
-def remedies(job: Job, facts: ModelFacts, others: Mapping[str, ModelFacts], *, on_gpu: bool, device_gib: float) -> list[str]:
+def remedies(
+    job: Job, peak_gib: float, facts: ModelFacts, others: Mapping[str, ModelFacts], *, on_gpu: bool, device_gib: float
+) -> list[str]:
     """Changes that lower a job's peak by the estimate, each alone. More ranks divide a model's states over more GPUs; on a
     machine without GPUs all ranks share its memory, and each adds activations.
 
-    `job`: not settled yet. `others`: of `estimate_memory`.
+    `job`: not settled yet. `peak_gib`: its estimate. `others`: of `estimate_memory`.
     """
 
     def peak(changed: Job) -> float:
         settled = settle(changed, facts, others, on_gpu=on_gpu, device_gib=device_gib)
         return estimate_memory(settled, facts, others, on_gpu=on_gpu, device_gib=device_gib).peak
 
-    enough = _NOTICEABLE * peak(job)
-    return [name for name, changed in _changed(job) if peak(changed) < enough]
+    return [name for name, changed in _changed(job) if peak(changed) < _NOTICEABLE * peak_gib]
 
 
 def _changed(job: Job) -> Iterator[tuple[str, Job]]:

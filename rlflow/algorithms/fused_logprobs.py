@@ -103,7 +103,8 @@ class _FusedLogprobs(torch.autograd.Function):
             grad_hidden, grad_weight, slopes_N = ctx.saved_tensors
             tiny = torch.finfo(torch.float32).tiny
             unit = slopes_N.abs().sum().clamp_min(tiny)  # squares of small slopes would vanish
-            factor = torch.dot(grads_N / unit, slopes_N / unit) / (slopes_N / unit).square().sum().clamp_min(tiny)
+            scaled_N = slopes_N / unit
+            factor = torch.dot(grads_N / unit, scaled_N) / torch.dot(scaled_N, scaled_N).clamp_min(tiny)
             grad_weight = None if grad_weight is None else grad_weight.mul_(factor).to(ctx.weight_dtype)
             return grad_hidden.mul_(factor), grad_weight, None, None, None
         hidden_NH, weight_VH, targets_N, normalizers_N, entropies_N = ctx.saved_tensors

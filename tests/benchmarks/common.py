@@ -4,6 +4,7 @@ import json
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,40 @@ def free_port() -> int:
     """A port of this machine for a rendezvous."""
     with socket.create_server(("127.0.0.1", 0)) as held:
         return held.getsockname()[1]
+
+
+def lone_learner(model: Any, spec: Any) -> Any:
+    """A learner of one rank, of a `ModelSpec` and a `LearnerSpec`."""
+    from rlflow.learner.learner import Learner
+    from rlflow.learner.process_group import RankInfo
+
+    return Learner(model.path, model, spec, RankInfo(0, 1, "127.0.0.1", free_port()))
+
+
+def random_rows(count: int, length: int, micro_batch_tokens: int) -> tuple[Any, dict[int, Any]]:
+    """The plan of an optimiser step on packed sequences of random tokens, each trained and of the same weight; and these."""
+    import numpy as np
+
+    from rlflow.algorithms.batch_plan import plan_step
+    from rlflow.learner.sequences import TrainSequence
+
+    generator, rows = np.random.default_rng(0), range(count)
+    sequences = {i: TrainSequence(generator.integers(1000, 40000, length), np.ones(length, np.float32)) for i in rows}
+    weights = dict.fromkeys(rows, 1 / (length * count))
+    budget = micro_batch_tokens
+    return plan_step(list(rows), [length] * count, weights, num_ranks=1, micro_batch_tokens=budget, packing=True), sequences
+
+
+def seconds_of(work: Callable[[], Any]) -> float:
+    """Seconds of all of it, on the GPU too if there is one."""
+    import torch
+
+    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    wait()
+    begin = time.perf_counter()
+    work()
+    wait()
+    return time.perf_counter() - begin
 
 
 def training_flops_per_token(model: str, length: int) -> float:

@@ -13,7 +13,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from common import free_port, random_model, report, run_part
+from common import lone_learner, random_model, random_rows, report, run_part
 from sft import timed
 
 SHAPE = {
@@ -56,13 +56,7 @@ def main() -> None:
 
 def run(arguments: Any) -> dict[str, float]:
     """Steps of the learner."""
-    import numpy as np
-
-    from rlflow.algorithms.batch_plan import plan_step
     from rlflow.algorithms.losses import SmoothedCrossEntropy
-    from rlflow.learner.learner import Learner
-    from rlflow.learner.process_group import RankInfo
-    from rlflow.learner.sequences import TrainSequence
     from rlflow.spec.learner import LearnerSpec
     from rlflow.spec.model import ModelSpec
 
@@ -72,13 +66,8 @@ def run(arguments: Any) -> dict[str, float]:
     config.write_text(json.dumps({**SHAPE, **smaller}))
     model = random_model(str(config), arguments.tokenizer, arguments.scratch / "moe")
     spec = LearnerSpec(zero_stage=arguments.zero_stage, micro_batch_tokens=8192, gradient_checkpointing="full")
-    chosen = ModelSpec(path=model, experts_implementation=arguments.part)
-    learner = Learner(model, chosen, spec, RankInfo(0, 1, "127.0.0.1", free_port()))
-    generator = np.random.default_rng(0)
-    rows, length = range(8), 1024
-    sequences = {i: TrainSequence(generator.integers(100, 40000, length), np.ones(length, np.float32)) for i in rows}
-    weights = dict.fromkeys(rows, 1 / (length * len(rows)))
-    step = plan_step(list(rows), [length] * len(rows), weights, num_ranks=1, micro_batch_tokens=8192, packing=True)
+    learner = lone_learner(ModelSpec(path=model, experts_implementation=arguments.part), spec)
+    step, sequences = random_rows(8, 1024, micro_batch_tokens=8192)
     losses = []
 
     def train() -> None:

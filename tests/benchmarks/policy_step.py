@@ -9,14 +9,14 @@ step or beside its passes (`back_s`: the time of the move).
 import argparse
 import statistics
 import sys
-import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from common import free_port, random_model, report
+from common import lone_learner, random_model, random_rows, report, seconds_of
 
 WARM_UP, TIMED = 2, 5
 
@@ -55,14 +55,9 @@ def main() -> None:
 
 def build(arguments: argparse.Namespace) -> tuple[Any, Callable[[bool], None]]:
     """The learner, and its step with or without derivatives that are known beforehand."""
-    import numpy as np
     import torch
 
-    from rlflow.algorithms.batch_plan import plan_step
     from rlflow.algorithms.losses import PolicyLoss
-    from rlflow.learner.learner import Learner
-    from rlflow.learner.process_group import RankInfo
-    from rlflow.learner.sequences import TrainSequence
     from rlflow.spec.learner import LearnerSpec
     from rlflow.spec.model import ModelSpec
 
@@ -71,14 +66,9 @@ def build(arguments: argparse.Namespace) -> tuple[Any, Callable[[bool], None]]:
     budget = arguments.micro_batch_tokens
     spec = LearnerSpec(zero_stage=1, micro_batch_tokens=budget, gradient_checkpointing=arguments.checkpointing)
     model = ModelSpec(path=path, dtype="bfloat16" if torch.cuda.is_available() else "float32")
-    learner = Learner(path, model, spec, RankInfo(0, 1, "127.0.0.1", free_port()))
-    rows, length, generator = range(arguments.rows), arguments.length, np.random.default_rng(0)
-    sequences = {
-        i: TrainSequence(generator.integers(1000, 40000, length), np.ones(length, np.float32), advantage=i % 2 - 0.5)
-        for i in rows
-    }
-    weights = dict.fromkeys(rows, 1 / (length * arguments.rows))
-    step = plan_step(list(rows), [length] * len(rows), weights, num_ranks=1, micro_batch_tokens=budget, packing=True)
+    learner = lone_learner(model, spec)
+    step, rows = random_rows(arguments.rows, arguments.length, budget)
+    sequences = {i: replace(row, advantage=i % 2 - 0.5) for i, row in rows.items()}
     loss = PolicyLoss()
 
     def train(knows_slopes: bool) -> None:
@@ -93,27 +83,10 @@ def measure(before: Callable[[], None], back: Callable[[], None], train: Callabl
     moves, steps = [], []
     for _ in range(WARM_UP + TIMED):
         before()
-        moves.append(timed(back))
-        steps.append(timed(train))
+        moves.append(seconds_of(back))
+        steps.append(seconds_of(train))
     moves, steps = moves[WARM_UP:], steps[WARM_UP:]
     return {"back_s": statistics.median(moves), "step_s": statistics.median(steps), "fastest": min(steps), "slowest": max(steps)}
-
-
-def timed(work: Callable[[], None]) -> float:
-    """Seconds of all of it, on the GPU too."""
-    synchronize()
-    begin = time.perf_counter()
-    work()
-    synchronize()
-    return time.perf_counter() - begin
-
-
-def synchronize() -> None:
-    """Wait for the GPU, if there is one."""
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 def away(learner: Any) -> None:

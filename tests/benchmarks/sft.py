@@ -14,7 +14,17 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from common import PEAK_TFLOPS, free_port, random_model, report, run_part, training_flops_per_token, write_profile
+from common import (
+    PEAK_TFLOPS,
+    lone_learner,
+    random_model,
+    random_rows,
+    report,
+    run_part,
+    seconds_of,
+    training_flops_per_token,
+    write_profile,
+)
 
 WARM_UP, TIMED = 2, 4
 
@@ -67,14 +77,9 @@ def _run(arguments: Any, own: dict[str, str]) -> dict[str, Any]:
 
 def run_rlflow(arguments: Any) -> dict[str, float]:
     """The learner alone, as its actor drives it."""
-    import numpy as np
     import torch
 
-    from rlflow.algorithms.batch_plan import plan_step
     from rlflow.algorithms.losses import SmoothedCrossEntropy
-    from rlflow.learner.learner import Learner
-    from rlflow.learner.process_group import RankInfo
-    from rlflow.learner.sequences import TrainSequence
     from rlflow.spec.learner import LearnerSpec
     from rlflow.spec.model import ModelSpec
 
@@ -87,18 +92,8 @@ def run_rlflow(arguments: Any) -> dict[str, float]:
         gradient_checkpointing=arguments.checkpointing[0],
         liger_kernel={"auto": "auto", "yes": True, "no": False}[arguments.liger[0]],
     )
-    learner = Learner(model, ModelSpec(path=model), spec, RankInfo(0, 1, "127.0.0.1", free_port()))
-    rows, length = range(arguments.rows), arguments.length
-    generator = np.random.default_rng(0)
-    sequences = {i: TrainSequence(generator.integers(1000, 40000, length), np.ones(length, np.float32)) for i in rows}
-    step = plan_step(
-        list(rows),
-        [length] * arguments.rows,
-        dict.fromkeys(rows, 1 / (length * arguments.rows)),
-        num_ranks=1,
-        micro_batch_tokens=arguments.micro_batch_tokens,
-        packing=True,
-    )
+    learner = lone_learner(ModelSpec(path=model), spec)
+    step, sequences = random_rows(arguments.rows, arguments.length, arguments.micro_batch_tokens)
 
     def train() -> None:
         learner.train_step(step, sequences, SmoothedCrossEntropy(), learning_rate=1e-6)
@@ -169,16 +164,7 @@ def run_trl(arguments: Any) -> dict[str, float]:
 
 def timed(step: Any) -> list[float]:
     """Seconds of each timed call."""
-    import torch
-
-    seconds = []
-    for _ in range(WARM_UP + TIMED):
-        begin = time.perf_counter()
-        step()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - begin)
-    return seconds[WARM_UP:]
+    return [seconds_of(step) for _ in range(WARM_UP + TIMED)][WARM_UP:]
 
 
 def throughput(model: str, arguments: Any, seconds: list[float]) -> dict[str, float]:

@@ -33,7 +33,7 @@ def test_create_keeps_the_spec_as_written_and_adds_versions(run):
     assert run.exists and not RunDirectory(run.path.parent / "other").exists
 
 
-def test_spec_difference_names_the_first_field(run):
+def test_spec_differences_name_the_fields(run):
     same = {"kind": "sft", "run": {"seed": 7}, "rewards": [{"weight": 1.0}]}
     assert run.spec_differences(same) == []
     assert run.spec_differences({**same, "run": {"seed": 8}}) == ["run.seed"]
