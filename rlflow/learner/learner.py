@@ -180,6 +180,7 @@ class Learner:
             batch = self._build(micro_batch, sequences, step)
             loss, micro_means = self._losses(batch, objective, known or {})
             self._engine.backward(loss * (self._info.world_size / self._spec.sequence_parallel), scale_wrt_gas=False)
+            self._mover.begin_arrival()  # the passes have their memory by now: taking more of it waits for transfers
             _add(means, micro_batch, loss, micro_means)
         metrics = self._reduced(means)
         self._set_learning_rate(learning_rate)
@@ -226,7 +227,6 @@ class Learner:
         )
 
     def _forward(self, batch: MicroBatchTensors, temperature: float | None = None) -> Any:
-        self._mover.begin_arrival()  # after the batch's copies to the device, which would wait for it
         return self._engine(batch, self._temperature if temperature is None else temperature)
 
     def _losses(
