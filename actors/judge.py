@@ -42,10 +42,3 @@ class JudgeActor:
     async def check(self) -> None:
         """Raises `EngineDied` if the engine has."""
         await self._engine.check()
-
-    async def close(self) -> None:
-        """Stop the endpoint and the engine."""
-        if self._endpoint is not None:
-            self._endpoint.close()
-        if self._engine is not None:
-            await self._engine.close()

@@ -27,6 +27,8 @@ class RolloutSetup:
     """CPU threads; None leaves torch's default."""
     load_weights: bool = False
     """Load the model's own weights; else they come from the learner."""
+    visible_gpus: str | None = None
+    """CUDA_VISIBLE_DEVICES, if not what Ray sets it to."""
 
 
 class RolloutActor:
@@ -41,6 +43,8 @@ class RolloutActor:
 
     async def start(self, setup: RolloutSetup) -> None:
         """Start the engine."""
+        if setup.visible_gpus is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = setup.visible_gpus
         if setup.num_threads is not None:
             os.environ["OMP_NUM_THREADS"] = str(setup.num_threads)
         self._engine = await RolloutEngine.start(
@@ -83,8 +87,3 @@ class RolloutActor:
     async def finish_update(self, version: int) -> None:
         """End a weight sync."""
         await self._engine.finish_update(version)
-
-    async def close(self) -> None:
-        """Stop the engine."""
-        if self._engine is not None:
-            await self._engine.close()

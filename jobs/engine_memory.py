@@ -11,7 +11,7 @@ GIB = 2**30
 _GPU_GIB = 4.5
 """An engine's context, CUDA graphs and activations."""
 _CPU_GIB = 1.5
-"""An engine's processes without weights and cache, on CPU."""
+"""A process of an engine without weights and cache, on CPU."""
 
 
 def rollout_gib(job: RolloutJob, facts: ModelFacts, *, device_gib: float, on_gpu: bool) -> float:
@@ -36,7 +36,8 @@ def least_engine_gib(job: RolloutJob | InferJob, facts: ModelFacts) -> float:
 def engines_on_cpu(spec: EngineSpec, facts: ModelFacts, size: int) -> float:
     """All engines, with `size` bytes a number; one holds its weights twice while they are loaded and packed."""
     weights = facts.num_parameters * size / GIB
-    return (2 * weights + spec.cpu_kv_cache_gib + _CPU_GIB) * spec.num_workers
+    own = (spec.cpu_kv_cache_gib + _CPU_GIB) * spec.tensor_parallel_size
+    return (2 * weights + own) * spec.num_workers
 
 
 def judges_gib(job: Job, others: Mapping[str, ModelFacts], *, on_gpu: bool) -> float:

@@ -74,7 +74,7 @@ def infer_devices(job: InferJob, device: Literal["gpu", "cpu"]) -> DevicePlan:
         tensor_parallel_size=job.rollout.tensor_parallel_size,
         reward_workers=job.reward_pool.num_workers if job.rewards else 0,
         rewards_on_devices=score_on_devices(job, device),
-        judges=judge_devices(job, device),
+        judges=judge_devices(job),
     )
 
 
@@ -127,7 +127,7 @@ def _rollout_setup(job: InferJob, model: PreparedModel, context: JobContext) -> 
         seed=job.run.seed,
         can_sleep=False,
         load_weights=True,
-        num_threads=context.machine.threads(job.rollout.num_workers),
+        num_threads=context.machine.threads(job.rollout.num_workers * job.rollout.tensor_parallel_size),
     )
 
 

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Literal
 
 from rlflow.actors.reward import RewardSetup
-from rlflow.errors import SpecError
 from rlflow.jobs.adapters import fetch_from_hub
 from rlflow.jobs.context import JobContext
 from rlflow.jobs.prepare import PreparedModel, fetch_model
@@ -60,9 +59,7 @@ def without_models_of(job: RolloutJob | InferJob, earlier_runs: tuple[str, ...])
     return job.model_copy(update={"rewards": tuple(later)})
 
 
-def judge_devices(job: RolloutJob | InferJob, device: Literal["gpu", "cpu"]) -> tuple[int, ...]:
-    """Devices of each engine that holds a judge. Raises `SpecError` for one that is to be spread over cores."""
+def judge_devices(job: RolloutJob | InferJob) -> tuple[int, ...]:
+    """Devices of each engine that holds a judge."""
     engines = [engine for _, engine in judges(job).values()]
-    if device == "cpu" and any(engine.tensor_parallel_size > 1 for engine in engines):
-        raise SpecError("rewards.engine.tensor_parallel_size: engines without GPU cannot be spread over devices; set it to 1")
     return tuple(engine.tensor_parallel_size for engine in engines for _ in range(engine.num_workers))

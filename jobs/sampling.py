@@ -108,7 +108,7 @@ def sampling_devices(job: RolloutJob, device: Literal["gpu", "cpu"]) -> DevicePl
         reward_workers=job.reward_pool.num_workers,
         rewards_on_devices=score_on_devices(job, device),
         teacher_ranks=(job.teacher.num_ranks or 0) if isinstance(job, GkdJob) else 0,
-        judges=judge_devices(job, device),
+        judges=judge_devices(job),
     )
 
 
@@ -163,7 +163,7 @@ def _rollout_setup(job: RolloutJob, model: PreparedModel, machine: Machine) -> R
         max_model_tokens=job.data.max_prompt_tokens + job.longest_completion,
         seed=job.run.seed,
         can_sleep=_takes_turns(job, machine),
-        num_threads=machine.threads(job.rollout.num_workers),
+        num_threads=machine.threads(job.rollout.num_workers * job.rollout.tensor_parallel_size),
     )
 
 

@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from rlflow.errors import SpecError
-
 CPU_DEVICE_CPUS = 0.5
 """CPUs booked for a device of a machine without GPUs: workers take turns, so they share the cores."""
 GPU_DEVICE_CPUS = 2.0
@@ -64,8 +62,6 @@ def plan_devices(
     Reward workers sit beside them: with `rewards_on_devices` worker i on device i (and from the first again), else on none.
     `teacher_ranks` and `judges` (devices of each judge's engine): nobody shares their devices.
     """
-    if tensor_parallel_size > 1 and device == "cpu":
-        raise SpecError("rollout.tensor_parallel_size: engines without GPU cannot be spread over devices; set it to 1")
     t = tensor_parallel_size
     num_devices = max(learner_ranks, rollout_workers * t)
     device_bundle = {"GPU": 1.0, "CPU": GPU_DEVICE_CPUS} if device == "gpu" else {"CPU": CPU_DEVICE_CPUS}
@@ -85,6 +81,23 @@ def plan_devices(
         bundles.append({name: amount * size if name == "GPU" else amount for name, amount in device_bundle.items()})
         num_devices += size
     return DevicePlan(device, num_devices, tuple(bundles), tuple(seats))
+
+
+def whole_engines(plan: DevicePlan, nodes: Sequence[str]) -> list[int]:
+    """For each bundle of the plan the one that takes its place, of those that lie on `nodes`: as many engines as there is room
+    for have all their devices on one node.
+    """
+    size = max((len(seat.devices) for seat in plan.seats_of("rollout")), default=1)
+    num_shared = 1 + max(device for seat in plan.seats if seat.role in ("learner", "rollout") for device in seat.devices)
+    by_node: dict[str, list[int]] = {}
+    for bundle in range(num_shared):
+        by_node.setdefault(nodes[bundle], []).append(bundle)
+    whole, rest = [], []
+    for bundles in by_node.values():
+        end = len(bundles) // size * size
+        whole += bundles[:end]
+        rest += bundles[end:]
+    return [*whole, *rest, *range(num_shared, len(plan.bundles))]
 
 
 def _share(devices: tuple[int, ...], places: Sequence[tuple[Role, int, tuple[int, ...]]]) -> float:

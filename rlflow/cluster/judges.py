@@ -99,11 +99,10 @@ class JudgeGroup:
                 ray.kill(actor)
 
     async def close(self) -> None:
-        """Stop all engines and end the actors."""
-        actors = [engine.actor for engine in self._engines if engine.actor is not None]
-        await asyncio.gather(*(actor.close.remote() for actor in actors), return_exceptions=True)
-        for actor in actors:
-            ray.kill(actor)
+        """End all engines."""
+        for engine in self._engines:
+            if engine.actor is not None:
+                ray.kill(engine.actor)
 
 
 async def _awaited(reference: Any) -> Any:

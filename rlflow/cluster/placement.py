@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import ray
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from rlflow.cluster.devices import DevicePlan, Seat
+from rlflow.cluster.devices import DevicePlan, Seat, whole_engines
 from rlflow.errors import SpecError
 
 logger = logging.getLogger("rlflow")
@@ -26,6 +26,8 @@ class Placement:
         self._starts: dict[str, int] = {}
         self._group: PlacementGroup = placement_group(list(plan.bundles), strategy="PACK", name=f"{run}/devices")
         self._wait(timeout_s)
+        nodes = placement_group_table(self._group)["bundles_to_node_id"]
+        self._bundles = whole_engines(plan, [nodes[bundle] for bundle in range(len(plan.bundles))])
 
     def start(self, actor_class: type, seat: Seat, *arguments: Any, **options: Any) -> Any:
         """Start `actor_class(label, *arguments)` in its seat. `options` are Ray's."""
@@ -36,13 +38,28 @@ class Placement:
             .options(
                 name=label if count == 1 else f"{label}#{count}",  # a dead actor's name is free only some time later
                 namespace=self._run,
-                scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, seat.bundle),
+                scheduling_strategy=self._in_bundle(seat.bundle),
                 runtime_env={"env_vars": actor_environment(self._plan, os.environ)},
                 **self._resources(seat),
                 **options,
             )
             .remote(label, *arguments)
         )
+
+    def gpus_of(self, seat: Seat) -> str | None:
+        """What CUDA_VISIBLE_DEVICES is to be for an actor over the GPUs of several bundles: Ray shows it the one of its own.
+
+        None for other actors. Raises `SpecError` if the GPUs are on several nodes.
+        """
+        if self._plan.device == "cpu" or len(seat.devices) == self._plan.bundles[seat.bundle].get("GPU", 0):
+            return None
+        bundles = range(seat.bundle, seat.bundle + len(seat.devices))
+        here = [_gpu_here.options(num_gpus=seat.share, scheduling_strategy=self._in_bundle(bundle)) for bundle in bundles]
+        found = ray.get([task.remote() for task in here])
+        if len({node for node, _ in found}) > 1:
+            size = len(seat.devices)
+            raise SpecError(f"rollout.tensor_parallel_size: {size}: no node has {size} free GPUs for {seat.role}-{seat.index}")
+        return ",".join(gpu for _, gpu in found)
 
     def remove(self) -> None:
         """Free the resources; actors still in the group die."""
@@ -52,6 +69,9 @@ class Placement:
         bundle = self._plan.bundles[seat.bundle]
         share = seat.share if seat.devices else 1.0
         return {"num_cpus": bundle["CPU"] * share, "num_gpus": bundle.get("GPU", 0.0) * share}
+
+    def _in_bundle(self, bundle: int) -> PlacementGroupSchedulingStrategy:
+        return PlacementGroupSchedulingStrategy(self._group, self._bundles[bundle])
 
     def _wait(self, timeout_s: float) -> None:
         """Wait for the resources, saying what is missing."""
@@ -64,6 +84,12 @@ class Placement:
                 remove_placement_group(self._group)
                 raise SpecError(f"run.name: {self._run}: gave up {message}")
             logger.warning(message)
+
+
+@ray.remote(num_cpus=0)
+def _gpu_here() -> tuple[str, str]:
+    """The node, and the GPU that Ray shows."""
+    return ray.get_runtime_context().get_node_id(), os.environ["CUDA_VISIBLE_DEVICES"]
 
 
 def actor_environment(plan: DevicePlan, own: Mapping[str, str]) -> dict[str, str]:

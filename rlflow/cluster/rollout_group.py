@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -98,17 +98,17 @@ class RolloutGroup:
         return [result for result in results if not isinstance(result, Exception)]
 
     async def close(self) -> None:
-        """Stop all engines and their processes."""
-        await asyncio.gather(*(worker.actor.close.remote() for worker in self.workers), return_exceptions=True)
+        """End all engines."""
         for worker in self.workers:
             ray.kill(worker.actor)
         self.workers = []
 
     async def _start(self, seat: Seat) -> RolloutWorker:
+        setup = replace(self._setup, visible_gpus=await asyncio.to_thread(self._placement.gpus_of, seat))
         actor = self._placement.start(RolloutActor, seat, max_concurrency=1000)
         timeout_s = self._setup.rollout.startup_timeout_s
         try:
-            await asyncio.wait_for(_awaited(actor.start.remote(self._setup)), timeout_s)
+            await asyncio.wait_for(_awaited(actor.start.remote(setup)), timeout_s)
         except TimeoutError:
             ray.kill(actor)
             raise RolloutError(

@@ -35,7 +35,7 @@ class RolloutEngine:
     """One vLLM engine in this process. With the model's own weights it samples at once, else only after the first weight sync.
 
     In the process because vLLM's engine process costs a fifth of the throughput on an H100, and seconds at the start. An engine
-    over several GPUs has a process for each.
+    over several devices has a process for each.
     """
 
     def __init__(self, engine: EngineThread, spec: RolloutSpec | GenerationSpec, stop_token_ids: list[int]) -> None:
@@ -71,6 +71,8 @@ class RolloutEngine:
             "max_model_len": max_model_tokens,
             "max_num_seqs": spec.max_num_seqs,
             "tensor_parallel_size": spec.tensor_parallel_size,
+            # In a placement group, vLLM would have Ray start its workers, on devices that are taken.
+            "distributed_executor_backend": "mp" if spec.tensor_parallel_size > 1 else "uni",
             "gpu_memory_utilization": _memory_share(spec),
             "enforce_eager": spec.enforce_eager or not on_gpu,
             "enable_sleep_mode": can_sleep,
@@ -96,7 +98,9 @@ class RolloutEngine:
 
         engine = EngineThread(create)
         await engine.started()
-        forget_shared_memory(os.getpid())
+        if spec.tensor_parallel_size > 1:
+            await engine.call(lambda engine: engine.collective_rpc("rlflow_forget_shared_memory"))
+            forget_shared_memory()
         started = cls(engine, spec, stop_token_ids(model_path))
         started.weight_version = 0 if load_weights else None
         return started
@@ -239,6 +243,7 @@ def _prepare_environment(spec: RolloutSpec | GenerationSpec) -> bool:
         # The engine is eager here, and yet the first request for log-probabilities would compile a kernel (5 to 20 s).
         os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"  # which vLLM would come to by itself, with a warning
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rlflow.rollout.shared_memory import forget_shared_memory
 from rlflow.weights.buffers import device_key, open_buffer, read_bucket
 
 
@@ -17,6 +18,10 @@ class WeightReceiver:
 
     model_runner: Any
     _rlflow_buffers: dict[bytes, Tensor]
+
+    def rlflow_forget_shared_memory(self) -> None:
+        """What the engine's processes share is to end with them."""
+        forget_shared_memory()
 
     def rlflow_begin_update(self) -> None:
         """Wrap the model's weight loaders: layers are processed as their weights arrive."""

@@ -1,33 +1,33 @@
 """vLLM's shared memory: taken out of /dev/shm once everyone has it."""
 
+import gc
 import re
-from collections.abc import Iterator
+from contextlib import suppress
+from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 
-import psutil
-
-_SHARED_MEMORY = Path("/dev/shm")
-_MAPPING = re.compile(rf"{_SHARED_MEMORY}/(psm_\w+)$", re.MULTILINE)
+_OF_KERNELS = re.compile(r"/dev/shm/vllm_dist_.*(?<! \(deleted\))$", re.MULTILINE)
+"""What the kernels of processes without GPU exchange."""
 
 
-def forget_shared_memory(process_id: int) -> list[str]:
-    """Unlink the segments that the children of a process have mapped; returns their names.
+def forget_shared_memory() -> None:
+    """Unlink the segments that this process has open, for good.
 
-    A started engine's processes hold their segments (hundreds of MB) by mapping, and need the names no more. Without names,
-    nothing stays behind however they end; a killed engine would leave them for good.
+    The processes of a started engine hold their segments (hundreds of MB) by mapping, and need the names no more. Without names,
+    nothing stays behind however they end: Ray kills Python's own tracker of such memory along with them.
     """
-    names = sorted({name for child in _children(process_id) for name in _mapped(child)})
-    for name in names:
-        (_SHARED_MEMORY / name).unlink(missing_ok=True)
-    return names
+    is_frozen = gc.get_freeze_count() > 0  # vLLM does, and what is frozen is not listed
+    gc.unfreeze()
+    segments = [found for found in gc.get_objects() if type(found) is SharedMemory]
+    if is_frozen:
+        gc.freeze()
+    for memory in segments:
+        with suppress(FileNotFoundError):  # another process of the engine was faster
+            memory.unlink()
+        memory.unlink = _already_done
+    for path in _OF_KERNELS.findall(Path("/proc/self/maps").read_text()):
+        Path(path).unlink(missing_ok=True)
 
 
-def _children(process_id: int) -> Iterator[int]:
-    return (child.pid for child in psutil.Process(process_id).children(recursive=True))
-
-
-def _mapped(process_id: int) -> list[str]:
-    try:
-        return _MAPPING.findall(Path("/proc", str(process_id), "maps").read_text())
-    except (FileNotFoundError, ProcessLookupError):
-        return []  # ended meanwhile
+def _already_done() -> None:
+    pass

@@ -13,7 +13,7 @@ class EngineSpec(Spec):
     num_workers: int = Field(default=1, ge=1)
     """Engines, each with its own copy of the weights."""
     tensor_parallel_size: int = Field(default=1, ge=1)
-    """GPUs an engine is spread over."""
+    """Devices an engine is spread over: GPUs of one node, or without GPUs processes of the machine."""
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | Literal["auto"] = "auto"
     """Fraction of a GPU's memory for an engine while it samples; auto: what its weights and a KV cache for all sequences of a
     step that it decodes at once need by the plan's estimate; without a learner beside it 0.9."""
@@ -22,7 +22,7 @@ class EngineSpec(Spec):
     enforce_eager: bool = False
     """Do not capture CUDA graphs: faster start, slower sampling. On CPU the engine is always eager."""
     cpu_kv_cache_gib: int = Field(default=1, ge=1)
-    """KV cache of an engine on a machine without GPU, in GiB."""
+    """KV cache of an engine's process on a machine without GPU, in GiB."""
     startup_timeout_s: float = Field(default=900.0, gt=0)
     """Limit for starting an engine, in seconds."""
     generate_timeout_s: float = Field(default=3600.0, gt=0)

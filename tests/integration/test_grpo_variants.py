@@ -15,11 +15,12 @@ STEPS = 8
 
 @pytest.fixture(scope="module")
 def variants(tmp_path_factory, ray_head):
-    """Two runs. The first has its KL penalty in the reward, evaluates with several samples, and keeps its best checkpoint: that
-    of the smallest figure, so that it is not the last."""
+    """Two runs. The first has an engine of two processes and its KL penalty in the reward, evaluates with several samples, and
+    keeps its best checkpoint: that of the smallest figure, so that it is not the last."""
     folder = tmp_path_factory.mktemp("variants")
     spec = grpo_spec(
         grpo={"kl_coefficient": 0.5, "kl_in": "reward", "kl_estimator": "k1", "scale_rewards": "none"},
+        rollout={"num_generations": 4, "max_completion_tokens": 4, "tensor_parallel_size": 2},
         evaluate={"every": 1, "num_samples": 3, "temperature": 0.9, "max_completion_tokens": 2, "max_rows": 8},
         run={
             **{"name": "grpo", "save_every": 2, "keep_checkpoints": 1, "deterministic": True, "log_completions_every": STEPS},
@@ -47,6 +48,13 @@ def test_kl_in_the_reward_holds_the_policy_back(variants):
         mean = sum(row["reward"] for row in group) / len(group)
         assert sum(row["advantage"] for row in group) == pytest.approx(0, abs=1e-6)
         assert any(abs(row["advantage"] - (row["reward"] - mean)) > 1e-4 for row in group)
+
+
+def test_an_engine_of_two_processes_samples_from_the_learners_weights(variants):
+    runs, out = variants
+    assert "weights verified" in out and "while closing" not in out
+    rows = metrics(runs / "grpo")[1:]
+    assert 0 < max(row["sampler_logprob_abs_diff_mean"] for row in rows) < 1e-5
 
 
 def test_evaluation_with_several_samples_and_the_best_checkpoint(variants):

@@ -30,7 +30,7 @@ TOLERANCE = 1e-4
 LOST = 0.1
 """A mean difference that no rounding explains."""
 BLOCK_TOKENS = 32
-LOST_BUCKETS = {"tied-60": 0, "tied-64": 4, "untied-60": 2, "untied-64": 8, "experts-64": 4}
+LOST_BUCKETS = {"tied-60": 0, "tied-64": 4, "untied-60": 2, "untied-64": 8, "experts-64": 4, "untied-60-two": 2}
 PROMPT_LENGTHS = (3, 4, 5, 3 * BLOCK_TOKENS + 5)
 
 
@@ -42,18 +42,20 @@ class Sampler:
     worker: Worker
     lost_bucket: int
     """Of nine or so: the one that a test does not send."""
+    num_processes: int
 
 
 @pytest.fixture(scope="module", params=list(LOST_BUCKETS))
 def sampler(request, tmp_path_factory) -> Iterator[Sampler]:
-    """vLLM pads a vocabulary to a multiple of 64, so 60 is padded and 64 is not."""
-    tying, vocabulary = request.param.split("-")
+    """vLLM pads a vocabulary to a multiple of 64, so 60 is padded and 64 is not. `two`: an engine of two processes."""
+    tying, vocabulary, *two = request.param.split("-")
     directory = tmp_path_factory.mktemp("model")
     experts = 8 if tying == "experts" else 0
     model = save_tiny_model(directory, tied=tying == "tied", vocabulary=int(vocabulary), experts=experts)
-    spec = RolloutSpec(max_completion_tokens=8, engine={"skip_tokenizer_init": True, "block_size": BLOCK_TOKENS})
+    engine = {"skip_tokenizer_init": True, "block_size": BLOCK_TOKENS}
+    spec = RolloutSpec(max_completion_tokens=8, tensor_parallel_size=1 + len(two), engine=engine)
     with rollout_engine(model, spec, max_model_tokens=128) as worker:
-        yield Sampler(model, worker, lost_bucket=LOST_BUCKETS[request.param])
+        yield Sampler(model, worker, lost_bucket=LOST_BUCKETS[request.param], num_processes=1 + len(two))
 
 
 @pytest.mark.parametrize("num_buckets", [1, 2, 9])
@@ -70,6 +72,8 @@ def test_a_sync_forgets_cached_prefixes(sampler):
 
 
 def test_a_bucket_that_cannot_be_opened_is_a_sync_error(sampler):
+    if sampler.num_processes > 1:
+        pytest.skip("after an error vLLM takes what its other process says for the next answer: such an engine is not used again")
     message = sampler.worker.run(sync_from_a_closed_buffer, sampler.model)
     assert "cannot be opened" in message
     assert sampler.worker.run(sync_and_compare, sampler.model, 2, 40).largest <= TOLERANCE

@@ -1,7 +1,6 @@
 import pytest
 
-from rlflow.cluster.devices import plan_devices
-from rlflow.errors import SpecError
+from rlflow.cluster.devices import plan_devices, whole_engines
 
 
 def plan(**changes):
@@ -53,11 +52,28 @@ def test_supervised_training_has_learners_alone():
 def test_without_gpus_workers_take_turns_on_the_cores():
     devices = plan(device="cpu", learner_ranks=1, rollout_workers=1)
     assert devices.bundles == ({"CPU": 0.5}, {"CPU": 0.5})
+    spread = plan(device="cpu", learner_ranks=1, rollout_workers=1, tensor_parallel_size=2)
+    assert spread.bundles == ({"CPU": 0.5}, {"CPU": 0.5}, {"CPU": 0.5})
+    assert spread.seats_of("rollout")[0].devices == (0, 1)
 
 
-def test_an_engine_cannot_be_spread_over_cores():
-    with pytest.raises(SpecError, match=r"rollout\.tensor_parallel_size.*set it to 1"):
-        plan(device="cpu", tensor_parallel_size=2)
+@pytest.mark.parametrize(
+    ("size", "nodes", "expected"),
+    [
+        (1, "abab", [0, 2, 1, 3]),
+        (2, "aabb", [0, 1, 2, 3]),
+        (2, "abab", [0, 2, 1, 3]),
+        (2, "abbaa", [0, 3, 1, 2, 4]),
+        (2, "abbb", [1, 2, 0, 3]),
+        (4, "aaabbbb", [3, 4, 5, 6, 0, 1, 2]),
+    ],
+)
+def test_engines_over_several_devices_are_kept_on_one_node(size, nodes, expected):
+    devices = plan(learner_ranks=len(nodes), rollout_workers=len(nodes) // size, tensor_parallel_size=size, judges=[1])
+    others = len(devices.bundles) - len(nodes)
+    assert others == 2
+    kept = [len(nodes) + i for i in range(others)]
+    assert whole_engines(devices, nodes + "c" * others) == [*expected, *kept]
 
 
 @pytest.mark.parametrize("learner_ranks", [1, 2, 5])

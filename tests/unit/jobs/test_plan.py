@@ -190,10 +190,16 @@ def test_too_few_cpus_hide_nothing_of_the_memory():
     cpus, memory = plan_job(many, PROCESSOR).problems
     assert cpus.endswith("they need 8.5 CPUs, there are 4")
     assert "GiB are needed in the machine's memory, there are 24.0" in memory
-    spread = parse_job(spec("grpo", "Qwen3-14B", rewards=accuracy, rollout={"tensor_parallel_size": 2}))
-    engines, memory = plan_job(spread, PROCESSOR).problems
-    assert engines.startswith("rollout.tensor_parallel_size: engines without GPU cannot be spread")
-    assert "GiB are needed in the machine's memory, there are 24.0" in memory
+
+
+def test_an_engine_of_several_processes_needs_what_each_of_them_needs():
+    accuracy = [{"type": "accuracy"}]
+
+    def gib(size: int) -> float:
+        rollout = {"tensor_parallel_size": size, "cpu_kv_cache_gib": 3}
+        return shown(plan_job(parse_job(spec("grpo", "Qwen3-0.6B", rewards=accuracy, rollout=rollout)), PROCESSOR))["rollout"]
+
+    assert gib(2) - gib(1) == pytest.approx(gib(4) / 2 - gib(2) / 2) == pytest.approx(3 + 1.5, abs=0.02)
 
 
 def test_a_loss_of_a_module_beside_the_spec_is_found(tmp_path, monkeypatch):
