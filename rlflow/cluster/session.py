@@ -21,6 +21,7 @@ def connect() -> dict[str, Any]:
     Raises `UserError` if nothing answers at RAY_ADDRESS.
     """
     if not ray.is_initialized():
+        os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # an engine's end is said once, not by each group in it
         log_to_driver = os.environ.get("RLFLOW_ACTOR_LOGS", "0") == "1"
         ray.init(address=find_cluster(), logging_level=logging.ERROR, log_to_driver=log_to_driver)
     return ray.cluster_resources()

@@ -57,7 +57,7 @@ class RolloutEngine:
         can_sleep: bool = False,
         num_threads: int | None = None,
     ) -> "RolloutEngine":
-        """Start vLLM; takes tens of seconds.
+        """Start vLLM; takes tens of seconds. Raises `RolloutError` with what vLLM says if it does not start.
 
         `load_weights`: those of the model, instead of waiting for a sync; `can_sleep`: be able to free the device memory (GPUs
         only); `num_threads`: CPU threads it computes with.
@@ -97,7 +97,11 @@ class RolloutEngine:
             return LLMEngine.from_engine_args(EngineArgs(**arguments))
 
         engine = EngineThread(create)
-        await engine.started()
+        try:
+            await engine.started()
+        except Exception as error:
+            said = " ".join(str(error).split())
+            raise RolloutError(f"vLLM did not start: {type(error).__name__}: {said}") from error
         if spec.tensor_parallel_size > 1:
             await engine.call(lambda engine: engine.collective_rpc("rlflow_forget_shared_memory"))
             forget_shared_memory()

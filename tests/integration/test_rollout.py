@@ -16,7 +16,7 @@ from rlflow.learner.export import WeightExporter
 from rlflow.rollout.completions import CompletionGroup, GroupRequest
 from rlflow.rollout.engine import RolloutEngine
 from rlflow.spec.rollout import RolloutSpec
-from tests.integration.engines import Worker, rollout_engine, save_tiny_model
+from tests.integration.engines import RemoteError, Worker, rollout_engine, save_tiny_model
 
 pytestmark = pytest.mark.integration
 
@@ -52,6 +52,14 @@ def worker(model) -> Iterator[Worker]:
         assert "before its first weight sync" in worker.run(failure, REQUEST)
         worker.run(send_weights, model)
         yield worker
+
+
+def test_an_engine_that_does_not_start_says_why_in_one_line(model):
+    with (
+        pytest.raises(RemoteError, match=r"RolloutError: vLLM did not start: ValidationError: .*heads.* divisible by .*\(3\)"),
+        rollout_engine(model, RolloutSpec(tensor_parallel_size=3), max_model_tokens=64),
+    ):
+        pass
 
 
 def test_completions_of_a_group_are_distinct(worker):
