@@ -45,8 +45,6 @@ class RolloutActor:
         """Start the engine."""
         if setup.visible_gpus is not None:
             os.environ["CUDA_VISIBLE_DEVICES"] = setup.visible_gpus
-        if setup.num_threads is not None:
-            os.environ["OMP_NUM_THREADS"] = str(setup.num_threads)
         self._engine = await RolloutEngine.start(
             setup.model_path,
             setup.rollout,

@@ -36,8 +36,9 @@ def least_engine_gib(job: RolloutJob | InferJob, facts: ModelFacts) -> float:
 def engines_on_cpu(spec: EngineSpec, facts: ModelFacts, size: int) -> float:
     """All engines, with `size` bytes a number; one holds its weights twice while they are loaded and packed."""
     weights = facts.num_parameters * size / GIB
-    own = (spec.cpu_kv_cache_gib + _CPU_GIB) * spec.tensor_parallel_size
-    return (2 * weights + own) * spec.num_workers
+    t = spec.tensor_parallel_size
+    processes = t + 1 if t > 1 else 1  # the actor, which computes nothing then
+    return (2 * weights + spec.cpu_kv_cache_gib * t + _CPU_GIB * processes) * spec.num_workers
 
 
 def judges_gib(job: Job, others: Mapping[str, ModelFacts], *, on_gpu: bool) -> float:

@@ -127,7 +127,7 @@ def _rollout_setup(job: InferJob, model: PreparedModel, context: JobContext) -> 
         seed=job.run.seed,
         can_sleep=False,
         load_weights=True,
-        num_threads=context.machine.threads(job.rollout.num_workers * job.rollout.tensor_parallel_size),
+        num_threads=context.machine.threads(job.rollout.num_workers),
     )
 
 

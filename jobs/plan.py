@@ -199,8 +199,8 @@ def _count_problems(placement: DevicePlan, devices: Devices) -> list[str]:
     needed = sum(bundle["CPU"] for bundle in placement.bundles)
     if devices.device == "cpu" and needed > devices.count:
         return [
-            f"learner.num_ranks, rollout.num_workers, reward_pool.num_workers: they need {needed:g} CPUs, "
-            f"there are {devices.count}"
+            f"learner.num_ranks, rollout.num_workers x rollout.tensor_parallel_size, reward_pool.num_workers: they need "
+            f"{needed:g} CPUs, there are {devices.count}"
         ]
     return []
 

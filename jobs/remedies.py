@@ -43,6 +43,7 @@ def _changed(job: Job) -> Iterator[tuple[str, Job]]:
     if isinstance(job, RolloutJob | InferJob):
         engines = job.rollout
         yield "rollout.tensor_parallel_size (more)", _with(job, "rollout", tensor_parallel_size=2 * engines.tensor_parallel_size)
+        yield "rollout.tensor_parallel_size (1)", _with(job, "rollout", tensor_parallel_size=1)
         yield "rollout.num_workers (fewer)", _with(job, "rollout", num_workers=1)
         yield "rollout.cpu_kv_cache_gib (less)", _with(job, "rollout", cpu_kv_cache_gib=1)
         yield "reward_pool.num_workers (fewer)", _with(job, "reward_pool", num_workers=1)

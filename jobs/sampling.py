@@ -163,7 +163,7 @@ def _rollout_setup(job: RolloutJob, model: PreparedModel, machine: Machine) -> R
         max_model_tokens=job.data.max_prompt_tokens + job.longest_completion,
         seed=job.run.seed,
         can_sleep=_takes_turns(job, machine),
-        num_threads=machine.threads(job.rollout.num_workers * job.rollout.tensor_parallel_size),
+        num_threads=machine.threads(job.rollout.num_workers),
     )
 
 

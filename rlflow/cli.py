@@ -177,7 +177,7 @@ def chat(
         str | None, typer.Option(metavar="NAME|FILE", help="For base models: a packaged template, or a .jinja file.")
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="bfloat16, float16 or float32. Default: as stored.")] = None,
-    tensor_parallel_size: Annotated[int, typer.Option(help="GPUs the model is spread over.")] = 1,
+    tensor_parallel_size: Annotated[int, typer.Option(help="Devices the model is spread over.")] = 1,
     gpu_memory_utilization: Annotated[float, typer.Option(help="Share of the GPU's memory to use.")] = 0.9,
     seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
     runs: Annotated[Path, typer.Option(help="Folder of all runs.")] = Path("runs"),
@@ -213,7 +213,7 @@ def infer(
     top_k: Annotated[int | None, typer.Option(help="Among the k likeliest tokens. Default: the model's own.")] = None,
     num_samples: Annotated[int | None, typer.Option(help="Answers a row (1).")] = None,
     num_workers: Annotated[int | None, typer.Option(help="Engines (1).")] = None,
-    tensor_parallel_size: Annotated[int | None, typer.Option(help="GPUs of an engine (1).")] = None,
+    tensor_parallel_size: Annotated[int | None, typer.Option(help="Devices of an engine (1).")] = None,
     adapter: Annotated[str | None, typer.Option(metavar="RUN|PATH", help="Adapters to merge first.")] = None,
     no_thinking: Annotated[bool, typer.Option("--no-thinking", help="Have the chat template switch thinking off.")] = False,
     response_prefix: Annotated[str | None, typer.Option(metavar="TEXT", help=r"Begins every answer; \n is a line break.")] = None,

@@ -10,7 +10,7 @@ from rlflow.cluster.placement import Placement
 logger = logging.getLogger("rlflow")
 
 CLOSE_TIMEOUT_S = 2.5
-"""Ray kills a stopped job 3 s after the signal; engines need about 1 s to end their processes."""
+"""Ray kills a stopped job 3 s after the signal."""
 
 
 class Closable(Protocol):

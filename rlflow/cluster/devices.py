@@ -78,7 +78,7 @@ def plan_devices(
     alone.extend([("judge", index, size) for index, size in enumerate(judges)])
     for role, index, size in alone:
         seats.append(Seat(role, index, len(bundles), tuple(range(num_devices, num_devices + size)), 1.0))
-        bundles.append({name: amount * size if name == "GPU" else amount for name, amount in device_bundle.items()})
+        bundles.append({name: amount * size for name, amount in device_bundle.items()})
         num_devices += size
     return DevicePlan(device, num_devices, tuple(bundles), tuple(seats))
 

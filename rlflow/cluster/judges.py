@@ -98,7 +98,7 @@ class JudgeGroup:
             if engine.actor is None:
                 ray.kill(actor)
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """End all engines."""
         for engine in self._engines:
             if engine.actor is not None:

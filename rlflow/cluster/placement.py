@@ -1,5 +1,6 @@
 """The placement group of a run, and starting actors in it."""
 
+import asyncio
 import logging
 import os
 import time
@@ -11,7 +12,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, placement_
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rlflow.cluster.devices import DevicePlan, Seat, whole_engines
-from rlflow.errors import SpecError
+from rlflow.errors import RolloutError, SpecError
 
 logger = logging.getLogger("rlflow")
 
@@ -46,19 +47,19 @@ class Placement:
             .remote(label, *arguments)
         )
 
-    def gpus_of(self, seat: Seat) -> str | None:
-        """What CUDA_VISIBLE_DEVICES is to be for an actor over the GPUs of several bundles: Ray shows it the one of its own.
+    async def gpus_of(self, seat: Seat) -> str | None:
+        """What CUDA_VISIBLE_DEVICES is to be for an engine over the GPUs of several bundles: Ray shows it the one of its own.
 
-        None for other actors. Raises `SpecError` if the GPUs are on several nodes.
+        None for other engines. Raises `RolloutError` if the GPUs are on several nodes.
         """
-        if self._plan.device == "cpu" or len(seat.devices) == self._plan.bundles[seat.bundle].get("GPU", 0):
+        if self._plan.device == "cpu" or len(seat.devices) == 1:
             return None
         bundles = range(seat.bundle, seat.bundle + len(seat.devices))
         here = [_gpu_here.options(num_gpus=seat.share, scheduling_strategy=self._in_bundle(bundle)) for bundle in bundles]
-        found = ray.get([task.remote() for task in here])
+        found = await asyncio.gather(*(task.remote() for task in here))
         if len({node for node, _ in found}) > 1:
-            size = len(seat.devices)
-            raise SpecError(f"rollout.tensor_parallel_size: {size}: no node has {size} free GPUs for {seat.role}-{seat.index}")
+            where = f"Ray found no {len(seat.devices)} free GPUs on one node for {seat.role}-{seat.index}"
+            raise RolloutError(f"rollout.tensor_parallel_size: {len(seat.devices)}: {where}")
         return ",".join(gpu for _, gpu in found)
 
     def remove(self) -> None:
@@ -88,8 +89,10 @@ class Placement:
 
 @ray.remote(num_cpus=0)
 def _gpu_here() -> tuple[str, str]:
-    """The node, and the GPU that Ray shows."""
-    return ray.get_runtime_context().get_node_id(), os.environ["CUDA_VISIBLE_DEVICES"]
+    """The node, and the GPU of this task's bundle."""
+    context = ray.get_runtime_context()
+    [gpu] = context.get_accelerator_ids()["GPU"]
+    return context.get_node_id(), gpu
 
 
 def actor_environment(plan: DevicePlan, own: Mapping[str, str]) -> dict[str, str]:

@@ -85,6 +85,7 @@ class RewardGroup:
     async def close(self) -> None:
         """Stop the plugin processes and the engines of judges, and end the actors."""
         closing = (worker.actor.close.remote() for worker in self._workers.values())
-        await asyncio.gather(self._judges.close(), *closing, return_exceptions=True)
+        await asyncio.gather(*closing, return_exceptions=True)
+        self._judges.close()
         for worker in self._workers.values():
             ray.kill(worker.actor)

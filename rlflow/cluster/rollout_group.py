@@ -104,18 +104,16 @@ class RolloutGroup:
         self.workers = []
 
     async def _start(self, seat: Seat) -> RolloutWorker:
-        setup = replace(self._setup, visible_gpus=await asyncio.to_thread(self._placement.gpus_of, seat))
-        actor = self._placement.start(RolloutActor, seat, max_concurrency=1000)
-        timeout_s = self._setup.rollout.startup_timeout_s
+        timeout_s, actor = self._setup.rollout.startup_timeout_s, None
         try:
-            await asyncio.wait_for(_awaited(actor.start.remote(setup)), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                setup = replace(self._setup, visible_gpus=await self._placement.gpus_of(seat))
+                actor = self._placement.start(RolloutActor, seat, max_concurrency=1000)
+                await actor.start.remote(setup)
         except TimeoutError:
-            ray.kill(actor)
+            if actor is not None:
+                ray.kill(actor)
             raise RolloutError(
                 f"rollout worker {seat.index} did not start within rollout.startup_timeout_s = {timeout_s:g} s"
             ) from None
         return RolloutWorker(f"rollout-{seat.index}", seat, actor)
-
-
-async def _awaited(reference: ObjectRef) -> Any:
-    return await reference

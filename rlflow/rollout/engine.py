@@ -60,9 +60,12 @@ class RolloutEngine:
         """Start vLLM; takes tens of seconds. Raises `RolloutError` with what vLLM says if it does not start.
 
         `load_weights`: those of the model, instead of waiting for a sync; `can_sleep`: be able to free the device memory (GPUs
-        only); `num_threads`: CPU threads it computes with.
+        only); `num_threads`: CPU threads that its processes compute with.
         """
         on_gpu = _prepare_environment(spec)
+        own_threads = None if num_threads is None else max(1, num_threads // spec.tensor_parallel_size)
+        if own_threads is not None:
+            os.environ["OMP_NUM_THREADS"] = str(own_threads)  # of the processes of an engine over several devices
         arguments = {
             "model": model_path,
             "dtype": dtype,
@@ -92,8 +95,8 @@ class RolloutEngine:
             from vllm import EngineArgs
             from vllm.v1.engine.llm_engine import LLMEngine
 
-            if num_threads is not None:
-                torch.set_num_threads(num_threads)  # of this thread, which computes
+            if own_threads is not None:
+                torch.set_num_threads(own_threads)  # of this thread, which computes
             return LLMEngine.from_engine_args(EngineArgs(**arguments))
 
         engine = EngineThread(create)

@@ -151,7 +151,7 @@ class ModelRewardSpec(_RewardFields, OtherModelSpec):
 
 
 class JudgeEngineSpec(EngineSpec):
-    """vLLM engines that hold a judge, on GPUs of their own: `num_workers` times `tensor_parallel_size` of them."""
+    """vLLM engines that hold a judge, on devices of their own: `num_workers` times `tensor_parallel_size` of them."""
 
     max_model_tokens: int = Field(default=8192, ge=1)
     """Longest question and answer of the judge together, in tokens; its cache holds at least one such sequence."""

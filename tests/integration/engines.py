@@ -159,6 +159,7 @@ def rollout_engine(model: str, spec: Any, *, max_model_tokens: int) -> Iterator[
         worker.receive(START_TIMEOUT_S)
         processes = process_group(worker.pid)
         shared = shared_memory_of(processes)
+        assert not [path for path in shared if path.name.startswith(("psm_", "vllm_"))], "a killed engine would leave it"
         yield worker
         processes |= process_group(worker.pid)
         shared |= shared_memory_of(processes)

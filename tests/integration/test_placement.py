@@ -1,5 +1,6 @@
 """GPUs as Ray gives them to actors. Ray is real, its nodes and their GPUs are only said to be there."""
 
+import asyncio
 import os
 
 import pytest
@@ -8,7 +9,7 @@ from ray.cluster_utils import Cluster
 
 from rlflow.cluster.devices import plan_devices
 from rlflow.cluster.placement import Placement
-from rlflow.errors import SpecError
+from rlflow.errors import RolloutError
 
 pytestmark = pytest.mark.integration
 
@@ -39,17 +40,21 @@ def placed(engines, size):
     return plan, Placement("placed", plan)
 
 
+def told(placement, seat):
+    return asyncio.run(placement.gpus_of(seat))
+
+
 def test_an_engine_over_two_gpus_is_told_those_of_the_ranks_that_share_them():
     plan, placement = placed(1, 2)
     try:
         (seat,) = plan.seats_of("rollout")
-        gpus = placement.gpus_of(seat)
+        gpus = told(placement, seat)
         ranks = [placement.start(Actor, rank) for rank in plan.seats_of("learner")]
         engine = placement.start(Actor, seat)
         (node, first), (other, second), *_ = ray.get([rank.place.remote() for rank in ranks])
         assert ray.get(engine.place.remote()) == (node, first)
         assert gpus == f"{first},{second}" and first != second and node == other
-        assert placement.gpus_of(plan.seats_of("learner")[0]) is None
+        assert told(placement, plan.seats_of("learner")[0]) is None
     finally:
         placement.remove()
 
@@ -58,8 +63,8 @@ def test_an_engine_whose_gpus_no_node_has_is_refused():
     plan, placement = placed(2, 2)
     try:
         first, second = plan.seats_of("rollout")
-        assert placement.gpus_of(first)
-        with pytest.raises(SpecError, match="tensor_parallel_size: 2: no node has 2 free GPUs for rollout-1"):
-            placement.gpus_of(second)
+        assert told(placement, first)
+        with pytest.raises(RolloutError, match="tensor_parallel_size: 2: Ray found no 2 free GPUs on one node for rollout-1"):
+            told(placement, second)
     finally:
         placement.remove()

@@ -1,6 +1,7 @@
 """Weights that reach a real vLLM engine are the weights that were sent: its log-probabilities say so."""
 
 import asyncio
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -55,6 +56,7 @@ def sampler(request, tmp_path_factory) -> Iterator[Sampler]:
     engine = {"skip_tokenizer_init": True, "block_size": BLOCK_TOKENS}
     spec = RolloutSpec(max_completion_tokens=8, tensor_parallel_size=1 + len(two), engine=engine)
     with rollout_engine(model, spec, max_model_tokens=128) as worker:
+        assert len(worker.run(process_ids)) == 1 + len(two)
         yield Sampler(model, worker, lost_bucket=LOST_BUCKETS[request.param], num_processes=1 + len(two))
 
 
@@ -104,6 +106,11 @@ def test_a_lost_bucket_is_visible(sampler):
 
 
 # ---- in the engine's process
+
+
+async def process_ids(engine: RolloutEngine) -> set[int]:
+    """Of those that compute."""
+    return set(await engine._engine.call(lambda vllm: vllm.collective_rpc(lambda worker: os.getpid())))
 
 
 @dataclass(frozen=True)

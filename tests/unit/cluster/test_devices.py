@@ -106,7 +106,7 @@ def test_reward_workers_with_models_sit_beside_learners_and_engines():
 def test_judges_have_devices_of_their_own():
     devices = plan(judges=[2, 1])
     assert devices.num_devices == 5
-    assert devices.bundles[-2:] == ({"GPU": 2.0, "CPU": 2.0}, {"GPU": 1.0, "CPU": 2.0})
+    assert devices.bundles[-2:] == ({"GPU": 2.0, "CPU": 4.0}, {"GPU": 1.0, "CPU": 2.0})
     assert places(devices.seats_of("judge")) == [(0, 3, (2, 3), 1.0), (1, 4, (4,), 1.0)]
     assert places(devices.seats_of("reward")) == [(0, 2, (), 0.0)]
 

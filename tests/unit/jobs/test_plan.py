@@ -199,7 +199,8 @@ def test_an_engine_of_several_processes_needs_what_each_of_them_needs():
         rollout = {"tensor_parallel_size": size, "cpu_kv_cache_gib": 3}
         return shown(plan_job(parse_job(spec("grpo", "Qwen3-0.6B", rewards=accuracy, rollout=rollout)), PROCESSOR))["rollout"]
 
-    assert gib(2) - gib(1) == pytest.approx(gib(4) / 2 - gib(2) / 2) == pytest.approx(3 + 1.5, abs=0.02)
+    assert gib(2) - gib(1) == pytest.approx(3 + 2 * 1.5, abs=0.02), "the actor too"
+    assert gib(4) - gib(2) == pytest.approx(2 * (3 + 1.5), abs=0.02)
 
 
 def test_a_loss_of_a_module_beside_the_spec_is_found(tmp_path, monkeypatch):

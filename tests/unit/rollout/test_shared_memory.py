@@ -13,11 +13,11 @@ with open(f"/dev/shm/vllm_dist_{os.getpid()}-tp:0-[0-1]", "w+b") as file:
     file.truncate(4096)
     kernels = mmap.mmap(file.fileno(), 4096)
 forget_shared_memory()
-gc.freeze()
 late = SharedMemory(create=True, size=4096)
+gc.freeze()
 forget_shared_memory()
 assert gc.get_freeze_count() > 0
-late.unlink()
+assert not os.path.exists(f"/dev/shm/{late.name}")
 own.buf[0] = other.buf[0] + 1
 print(own.name, file.name, own.buf[0], flush=True)
 input()
