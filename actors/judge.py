@@ -16,7 +16,6 @@ class JudgeActor:
     def __init__(self, label: str) -> None:
         self._label = label
         self._engine: Any = None
-        self._endpoint: Any = None
 
     def __repr__(self) -> str:
         return self._label
@@ -36,8 +35,7 @@ class JudgeActor:
             num_threads=num_threads,
         )
         tokenizer = AutoTokenizer.from_pretrained(judge.model)
-        self._endpoint = ChatEndpoint(self._engine, tokenizer, ray.util.get_node_ip_address())
-        return self._endpoint.url
+        return ChatEndpoint(self._engine, tokenizer, ray.util.get_node_ip_address()).url
 
     async def check(self) -> None:
         """Raises `EngineDied` if the engine has."""

@@ -86,9 +86,9 @@ class JudgeGroup:
     async def _start(self, engine: _Engine) -> None:
         judge, limit_s = engine.judge, engine.settings.startup_timeout_s
         actor = self._placement.start(JudgeActor, engine.seat, max_concurrency=1000)
-        starting = actor.start.remote(judge, engine.settings, self._setup.num_threads)
         try:
-            engine.url = await asyncio.wait_for(_awaited(starting), limit_s)
+            async with asyncio.timeout(limit_s):
+                engine.url = await actor.start.remote(judge, engine.settings, self._setup.num_threads)
             engine.actor = actor
         except TimeoutError:
             raise RolloutError(f"judge {judge.model} did not start within {limit_s:g} s") from None
@@ -103,7 +103,3 @@ class JudgeGroup:
         for engine in self._engines:
             if engine.actor is not None:
                 ray.kill(engine.actor)
-
-
-async def _awaited(reference: Any) -> Any:
-    return await reference

@@ -15,22 +15,17 @@ from rlflow.rollout.engine import RolloutEngine
 
 
 class ChatEndpoint:
-    """Answers requests until it is closed; each in a thread of its own, so that the engine decodes them together."""
+    """Answers requests as long as its process lives; each in a thread of its own, so that the engine decodes them together."""
 
     def __init__(self, engine: RolloutEngine, tokenizer: Any, host: str) -> None:
         """To be built on the event loop that the engine was started on."""
         self._engine, self._tokenizer = engine, tokenizer
         self._loop, self._numbers = asyncio.get_running_loop(), itertools.count()
-        self._server = ThreadingHTTPServer((host, 0), _handler(self._answer))
-        self._server.daemon_threads = True
-        self.url = f"http://{host}:{self._server.server_port}/v1"
+        server = ThreadingHTTPServer((host, 0), _handler(self._answer))
+        server.daemon_threads = True
+        self.url = f"http://{host}:{server.server_port}/v1"
         """Base URL; requests go to its `/chat/completions`."""
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-
-    def close(self) -> None:
-        """Take no more requests."""
-        self._server.shutdown()
-        self._server.server_close()
+        threading.Thread(target=server.serve_forever, daemon=True).start()
 
     def _answer(self, body: dict[str, Any]) -> str:
         """The text for a request, from the thread of its connection."""

@@ -63,9 +63,6 @@ class RolloutEngine:
         only); `num_threads`: CPU threads that its processes compute with.
         """
         on_gpu = _prepare_environment(spec)
-        own_threads = None if num_threads is None else max(1, num_threads // spec.tensor_parallel_size)
-        if own_threads is not None:
-            os.environ["OMP_NUM_THREADS"] = str(own_threads)  # of the processes of an engine over several devices
         arguments = {
             "model": model_path,
             "dtype": dtype,
@@ -89,22 +86,7 @@ class RolloutEngine:
             **({} if on_gpu else {"enable_chunked_prefill": False}),
             **spec.engine,
         }
-
-        def create() -> Any:
-            import torch
-            from vllm import EngineArgs
-            from vllm.v1.engine.llm_engine import LLMEngine
-
-            if own_threads is not None:
-                torch.set_num_threads(own_threads)  # of this thread, which computes
-            return LLMEngine.from_engine_args(EngineArgs(**arguments))
-
-        engine = EngineThread(create)
-        try:
-            await engine.started()
-        except Exception as error:
-            said = " ".join(str(error).split())
-            raise RolloutError(f"vLLM did not start: {type(error).__name__}: {said}") from error
+        engine = await _launched(arguments, None if num_threads is None else max(1, num_threads // spec.tensor_parallel_size))
         if spec.tensor_parallel_size > 1:
             await engine.call(lambda engine: engine.collective_rpc("rlflow_forget_shared_memory"))
             forget_shared_memory()
@@ -236,6 +218,29 @@ class RolloutEngine:
     async def close(self) -> None:
         """Stop the engine, and its processes if it has any."""
         await self._engine.close(_SHUTDOWN_TIMEOUT_S)
+
+
+async def _launched(arguments: dict[str, Any], num_threads: int | None) -> EngineThread:
+    """vLLM, each of whose processes computes with so many CPU threads. Raises `RolloutError` if it does not start."""
+    if num_threads is not None:
+        os.environ["OMP_NUM_THREADS"] = str(num_threads)  # of the processes of an engine over several devices
+
+    def create() -> Any:
+        import torch
+        from vllm import EngineArgs
+        from vllm.v1.engine.llm_engine import LLMEngine
+
+        if num_threads is not None:
+            torch.set_num_threads(num_threads)  # of this thread, which computes
+        return LLMEngine.from_engine_args(EngineArgs(**arguments))
+
+    engine = EngineThread(create)
+    try:
+        await engine.started()
+    except Exception as error:
+        said = " ".join(str(error).split())
+        raise RolloutError(f"vLLM did not start: {type(error).__name__}: {said}") from error
+    return engine
 
 
 def _prepare_environment(spec: RolloutSpec | GenerationSpec) -> bool:

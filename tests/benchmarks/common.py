@@ -1,5 +1,6 @@
 """What the benchmarks share: random models of a shape, FLOP counts, running parts in processes of their own, tables."""
 
+import argparse
 import json
 import socket
 import subprocess
@@ -14,6 +15,16 @@ from rich.table import Table
 
 PEAK_TFLOPS = 989.0
 """Dense bfloat16 peak of an H100 SXM (data sheet)."""
+
+
+def shape_parser(description: str | None, shape: str) -> argparse.ArgumentParser:
+    """What benchmarks of random models are told: the shape (with this default), its tokenizer, and where to write."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--shape", default=shape)
+    parser.add_argument("--tokenizer", required=True)
+    parser.add_argument("--scratch", type=Path, default=Path("/tmp/rlflow-benchmarks"))
+    parser.add_argument("--out", type=Path)
+    return parser
 
 
 def random_model(shape: str, tokenizer: str, directory: Path) -> str:

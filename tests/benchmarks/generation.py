@@ -3,7 +3,6 @@
 usage: python tests/benchmarks/generation.py --tokenizer DIR [--shape qwen3-0.6b] [--ways vllm rlflow] [--out FILE]
 """
 
-import argparse
 import asyncio
 import json
 import os
@@ -15,7 +14,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from common import random_model, report, run_part, write_profile
+from common import random_model, report, run_part, shape_parser, write_profile
 
 WARM_UP, TIMED = 1, 3
 PROMPT_TOKENS = 64
@@ -24,9 +23,7 @@ PROFILED_STEPS = 30
 
 def main() -> None:
     """Each way in a process of its own."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--shape", default="qwen3-0.6b")
-    parser.add_argument("--tokenizer", required=True)
+    parser = shape_parser(__doc__, "qwen3-0.6b")
     parser.add_argument("--prompts", type=int, default=32)
     parser.add_argument("--completions", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=512)
@@ -35,9 +32,7 @@ def main() -> None:
     parser.add_argument(
         "--logprobs-every", type=int, default=0, help="every so many groups ask for log-probabilities, as those of a job do"
     )
-    parser.add_argument("--scratch", type=Path, default=Path("/tmp/rlflow-benchmarks"))
     parser.add_argument("--profile", type=Path, help="write where the time of steps of `vllm` goes")
-    parser.add_argument("--out", type=Path)
     parser.add_argument("--part", help="internal: run one part here")
     arguments = parser.parse_args()
     engines = dict(pair.split("=", 1) for pair in arguments.engine)

@@ -5,7 +5,6 @@ usage: python tests/benchmarks/grpo_step.py --tokenizer DIR [--shape qwen3-0.6b]
 (`full`), no correction for the sampler's numerics and no reference model.
 """
 
-import argparse
 import json
 import os
 import statistics
@@ -17,7 +16,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from common import free_port, random_model, report, run_part
+from common import free_port, random_model, report, run_part, shape_parser
 
 WARM_UP = 2
 REWARD = """import rlflow
@@ -31,9 +30,7 @@ PHASES = ("generate", "reward", "learn", "hand_over", "sync", "sleep", "reload",
 
 def main() -> None:
     """Each side in a process of its own, then the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--shape", default="qwen3-0.6b")
-    parser.add_argument("--tokenizer", required=True)
+    parser = shape_parser(__doc__, "qwen3-0.6b")
     parser.add_argument("--prompts", type=int, default=32)
     parser.add_argument("--completions", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=512)
@@ -43,8 +40,6 @@ def main() -> None:
     parser.add_argument("--residency", nargs="+", default=["auto"])
     parser.add_argument("--micro-batch-tokens", type=int, default=32768)
     parser.add_argument("--peer", action="store_true", help="run TRL too")
-    parser.add_argument("--scratch", type=Path, default=Path("/tmp/rlflow-benchmarks"))
-    parser.add_argument("--out", type=Path)
     parser.add_argument("--part", help="internal: run one part here")
     arguments = parser.parse_args()
     if arguments.part:

@@ -16,22 +16,18 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from common import lone_learner, random_model, random_rows, report, seconds_of
+from common import lone_learner, random_model, random_rows, report, seconds_of, shape_parser
 
 WARM_UP, TIMED = 2, 5
 
 
 def main() -> None:
     """All ways in one process."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--shape", default="qwen3-0.6b")
-    parser.add_argument("--tokenizer", required=True)
+    parser = shape_parser(__doc__, "qwen3-0.6b")
     parser.add_argument("--rows", type=int, default=256)
     parser.add_argument("--length", type=int, default=553)
     parser.add_argument("--micro-batch-tokens", type=int, default=32768)
     parser.add_argument("--checkpointing", default="full")
-    parser.add_argument("--scratch", type=Path, default=Path("/tmp/rlflow-benchmarks"))
-    parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     learner, train = build(arguments)
 

@@ -4,7 +4,6 @@ usage: python tests/benchmarks/sft.py --tokenizer DIR [--shape qwen3-1.7b] [--le
 FLOPs = (6 x parameters in matrix products + causal attention inside segments) x tokens; recomputation not counted.
 """
 
-import argparse
 import json
 import statistics
 import sys
@@ -22,6 +21,7 @@ from common import (
     report,
     run_part,
     seconds_of,
+    shape_parser,
     training_flops_per_token,
     write_profile,
 )
@@ -31,9 +31,7 @@ WARM_UP, TIMED = 2, 4
 
 def main() -> None:
     """Parts in processes of their own, then the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--shape", default="qwen3-1.7b")
-    parser.add_argument("--tokenizer", required=True)
+    parser = shape_parser(__doc__, "qwen3-1.7b")
     parser.add_argument("--length", type=int, default=8192)
     parser.add_argument("--rows", type=int, default=4, help="rows of an optimiser step")
     parser.add_argument("--micro-batch-tokens", type=int, default=16384)
@@ -41,9 +39,7 @@ def main() -> None:
     parser.add_argument("--liger", nargs="+", default=["auto"])
     parser.add_argument("--zero-stage", type=int, nargs="+", default=[3])
     parser.add_argument("--peer", action="store_true", help="run TRL too")
-    parser.add_argument("--scratch", type=Path, default=Path("/tmp/rlflow-benchmarks"))
     parser.add_argument("--profile", type=Path, help="write where a step's time goes on the GPU")
-    parser.add_argument("--out", type=Path)
     parser.add_argument("--part", help="internal: run one part here")
     arguments = parser.parse_args()
     if arguments.part:

@@ -217,9 +217,7 @@ def test_an_engine_is_asked_like_any_endpoint(make_sample):
             max_retries=1, backoff_s=0,
         )  # fmt: skip
         samples = [make_sample("1"), make_sample("2" * 300), make_sample("3" * 600)]
-        scores = await asyncio.to_thread(score, samples, reward)
-        endpoint.close()
-        return scores
+        return await asyncio.to_thread(score, samples, reward)
 
     good, too_long, deadly = asyncio.run(ask())
     assert good.total == 0.25
